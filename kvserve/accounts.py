@@ -1,0 +1,114 @@
+"""The books of the scheduler: who holds how much, what it would hold uncompressed, what was freed."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from vllm.utils.math_utils import cdiv
+from vllm.v1.request import Request
+
+from kvserve import request as wire
+from kvserve.blocks import CompressibleManager
+from kvserve.facts import facts_of
+from kvserve.plan import Feedback, Plan
+from kvserve.stats import SECONDS, SHARES, EngineTotals, Outcome
+from kvserve.tracked import Tracked
+
+FULL = "full"
+SNAPSHOT_SECONDS = 0.25
+
+
+class Accounts:
+    """Reads vLLM's block managers and keeps the totals that metrics and responses show."""
+
+    def __init__(self, scheduler: Any) -> None:
+        config = scheduler.kv_cache_config
+        coordinator = scheduler.kv_cache_manager.coordinator
+        self._scheduler = scheduler
+        self._all_managers = coordinator.single_type_managers
+        self.managers: dict[int, CompressibleManager] = {
+            i: m for i, m in enumerate(self._all_managers) if isinstance(m, CompressibleManager)
+        }
+        self.bundles = [len(config.kv_cache_groups[i].layer_names) for i in self.managers]
+        self.facts = facts_of(scheduler.vllm_config, config.num_blocks)
+        ranks = scheduler.vllm_config.parallel_config.tensor_parallel_size
+        self._block_bytes = [
+            group.kv_cache_spec.page_size_bytes * len(group.layer_names) * ranks
+            for group in config.kv_cache_groups
+        ]
+        pool = max(self._block_bytes, default=0) * (config.num_blocks - 1)
+        self.totals = EngineTotals(pool_bytes=pool)
+        self._changed = True
+        self._sent = 0.0
+
+    # -- lengths -------------------------------------------------------------------------------------
+
+    def mean_physical(self, req_id: str, logical: int) -> float:
+        """Tokens held per layer, mean over the compressible layers."""
+        held = [m.physical(req_id, logical) * n for m, n in zip(self.managers.values(), self.bundles, strict=True)]
+        return sum(held) / max(1, sum(self.bundles))
+
+    def held_bytes(self, req_id: str, logical: int) -> tuple[int, int]:
+        """Bytes of the blocks held, and of those held if nothing had been evicted."""
+        resident = full = 0
+        for i, manager in enumerate(self._all_managers):
+            blocks = len(manager.req_to_blocks.get(req_id, ()))
+            whole = max(blocks, cdiv(logical, manager.block_size)) if i in self.managers else blocks
+            resident += blocks * self._block_bytes[i]
+            full += whole * self._block_bytes[i]
+        return resident, full
+
+    # -- events --------------------------------------------------------------------------------------
+
+    def compacted(self, tracked: Tracked, plans: Sequence[Plan]) -> None:
+        totals = self.totals.of(tracked.policy.name)
+        sizes = dict(zip(self.managers, self.bundles, strict=True))
+        totals.compactions += 1
+        totals.evicted += sum((p.held - p.keep) * sizes[p.group] for p in plans) / sum(self.bundles)
+        self._changed = True
+
+    def measured(self, feedback: Feedback) -> None:
+        for policy, seconds in feedback.seconds.items():
+            for value in seconds:
+                self.totals.of(policy).seconds.add(SECONDS, value)
+        self._changed = True
+
+    def finished(self, request: Request, tracked: Tracked | None) -> Outcome | None:
+        """Book the end of a request, before its blocks are freed; the outcome if it had a policy."""
+        totals = self.totals.of(tracked.policy.name if tracked else FULL)
+        totals.requests += 1
+        self._changed = True
+        if tracked is None:
+            return None
+        logical = max(0, min(request.num_computed_tokens, request.num_tokens - 1))
+        kept = self.mean_physical(request.request_id, logical)
+        totals.blocks_freed += tracked.blocks_freed
+        if logical:
+            totals.kept.add(SHARES, kept / logical)
+        resident, full = self.held_bytes(request.request_id, logical)
+        return Outcome(
+            policy=tracked.policy.name,
+            budget=wire.shown_budget(tracked.policy),
+            logical_tokens=logical,
+            kept_tokens=kept,
+            evicted_tokens=logical - kept,
+            merged_tokens=0.0,
+            compactions=tracked.compactions,
+            resident_bytes=resident,
+            full_bytes=full,
+        )
+
+    # -- report --------------------------------------------------------------------------------------
+
+    def snapshot(self, now: float) -> str | None:
+        """The totals as text, at most a few times a second, and at once when the last request ends."""
+        running = self._scheduler.running
+        if running and now - self._sent < SNAPSHOT_SECONDS:
+            return None
+        held = [self.held_bytes(r.request_id, r.num_computed_tokens) for r in running]
+        resident, full = sum(r for r, _ in held), sum(f for _, f in held)
+        unchanged = (resident, full) == (self.totals.resident_bytes, self.totals.full_bytes)
+        if unchanged and not self._changed:
+            return None
+        self.totals.resident_bytes, self.totals.full_bytes = resident, full
+        self._changed, self._sent = False, now
+        return self.totals.dump()

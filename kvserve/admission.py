@@ -1,0 +1,36 @@
+"""Whether a request can ever be served by this pool, decided before it waits for it."""
+
+from kvserve.errors import PolicyError
+from kvserve.policy import Facts, Policy
+
+
+def whole_prefill(policy: Policy, tokens: int, facts: Facts) -> bool:
+    """Whether a prompt of `tokens` is compacted once at its end rather than between its chunks."""
+    return policy.prefill == "whole" and tokens < facts.pool_tokens
+
+
+def fitting(policy: Policy, prompt: int, generate: int, facts: Facts) -> int:
+    """Tokens that may be generated before the request alone would overflow an empty pool.
+
+    Equals `generate` where the pool is large enough for max_model_len, which vLLM's start-up check
+    ensures unless --kv-resident-tokens lowered it. Raises PolicyError if not even one token fits.
+    """
+    whole = whole_prefill(policy, prompt, facts) if policy.compresses else True
+
+    def fits(tokens: int) -> bool:
+        return policy.peak(prompt, tokens, facts.chunk, whole) <= facts.pool_tokens
+
+    if fits(generate):
+        return generate
+    if not fits(1):
+        raise PolicyError(
+            f"the prompt has {prompt} tokens and needs room for {policy.peak(prompt, 1, facts.chunk, whole)} "
+            f"with kv_policy {policy.name!r}, but the KV cache holds {facts.pool_tokens} tokens in all; "
+            "shorten the prompt or choose a policy with a smaller budget",
+            reason="too_long",
+        )
+    low, high = 1, generate  # fits(low), not fits(high)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

@@ -1,0 +1,86 @@
+"""vLLM's attention backends with two additions: physical sequence lengths, and queries captured.
+
+Both are off until the runner attaches something: `builder.kv_lengths` and `impl.kv_tap`. A step without
+compressed requests runs the stock code on the stock metadata.
+"""
+
+import copy
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor
+from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
+
+
+class Lengths(Protocol):
+    """Physical lengths of the requests of this step in one layer group."""
+
+    def physical(self, seq_lens: Tensor) -> Tensor | None:
+        """Logical lengths (reqs,) -> physical ones, or None if they are all the same."""
+
+
+class Tap(Protocol):
+    def __call__(self, query: Tensor) -> None: ...
+
+
+class PhysicalLengths:
+    """Mixin for metadata builders."""
+
+    kv_lengths: Lengths | None = None
+    # Groups differ in their lengths, so no group may reuse another one's metadata.
+    supports_update_block_table: bool = False
+
+    def build(self, common_prefix_len: int, common_attn_metadata: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.kv_lengths is not None:
+            physical = self.kv_lengths.physical(common_attn_metadata.seq_lens)
+            if physical is not None:
+                common_attn_metadata = copy.copy(common_attn_metadata)  # shared by the groups
+                common_attn_metadata.seq_lens = physical
+        return super().build(common_prefix_len, common_attn_metadata, *args, **kwargs)  # type: ignore[misc]
+
+
+class QueryTap:
+    """Mixin for attention implementations."""
+
+    kv_tap: Tap | None = None
+
+    def forward(self, layer: Any, query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self.kv_tap is not None:
+            self.kv_tap(query)
+        return super().forward(layer, query, *args, **kwargs)  # type: ignore[misc,no-any-return]
+
+
+def _extended(base: Any) -> Any:
+    """A vLLM backend class with both mixins."""
+    impl = type("KV" + base.get_impl_cls().__name__, (QueryTap, base.get_impl_cls()), {})
+    builder = type("KV" + base.get_builder_cls().__name__, (PhysicalLengths, base.get_builder_cls()), {})
+    return type(
+        "KV" + base.__name__,
+        (base,),
+        {"get_impl_cls": staticmethod(lambda: impl), "get_builder_cls": staticmethod(lambda: builder)},
+    )
+
+
+class Backends:
+    """The backends that kvserve extends, and their registration in vLLM."""
+
+    cpu: ClassVar[dict[str, str]] = {"CPU_ATTN": "vllm.v1.attention.backends.cpu_attn.CPUAttentionBackend"}
+    cuda: ClassVar[dict[str, str]] = {
+        "FLASH_ATTN": "vllm.v1.attention.backends.flash_attn.FlashAttentionBackend",
+        "TRITON_ATTN": "vllm.v1.attention.backends.triton_attn.TritonAttentionBackend",
+    }
+
+    @classmethod
+    def register(cls, platform: str) -> None:
+        """Put the extended backends in the place of vLLM's, in this process."""
+        for name in cls.cpu if platform == "cpu" else cls.cuda:
+            register_backend(AttentionBackendEnum[name], f"{__name__}.{name}")
+
+
+def __getattr__(name: str) -> Any:
+    """`kvserve.attention.CPU_ATTN` and so on: made on first use, since importing a backend needs its platform."""
+    path = {**Backends.cpu, **Backends.cuda}.get(name)
+    if path is None:
+        raise AttributeError(name)
+    module, _, cls = path.rpartition(".")
+    globals()[name] = _extended(getattr(__import__(module, fromlist=[cls]), cls))
+    return globals()[name]

@@ -1,0 +1,128 @@
+"""Block accounting of one layer group: which blocks a request holds, and how many tokens it lost."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from vllm.utils.math_utils import cdiv
+from vllm.v1.core.kv_cache_utils import KVCacheBlock
+from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
+from vllm.v1.request import Request
+
+
+class Moved(NamedTuple):
+    """Blocks before and after a compaction, and how many went back to the pool."""
+
+    src: list[int]
+    dst: list[int]
+    freed: int
+
+
+class CompressibleManager(FullAttentionManager):
+    """vLLM's block manager with a second length: physical = logical - offset.
+
+    vLLM asks for "blocks for N tokens", N logical; every such question is answered for N - offset.
+    Offsets appear with a request's first compaction and die with its blocks (finish, abort, preemption).
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.offset: dict[str, int] = {}
+        self.peak: dict[str, int] = {}  # admission cap of requests that compact between prefill chunks
+
+    @property
+    def has_positionally_stable_blocks(self) -> bool:
+        return False
+
+    # -- a request comes in and grows ----------------------------------------------------------------
+
+    def get_num_blocks_to_allocate(
+        self,
+        request_id: str,
+        num_tokens: int,
+        new_computed_blocks: Sequence[KVCacheBlock],
+        total_computed_tokens: int,
+        *args: Any,
+        apply_admission_cap: bool = False,
+        **kwargs: Any,
+    ) -> int:
+        num_tokens -= self.offset.get(request_id, 0)
+        if apply_admission_cap:
+            num_tokens = min(num_tokens, self.peak.get(request_id, num_tokens))
+        return super().get_num_blocks_to_allocate(
+            request_id,
+            num_tokens,
+            new_computed_blocks,
+            total_computed_tokens,
+            *args,
+            apply_admission_cap=apply_admission_cap,
+            **kwargs,
+        )
+
+    def allocate_new_blocks(
+        self, request_id: str, num_tokens: int, num_tokens_main_model: int
+    ) -> list[KVCacheBlock]:
+        offset = self.offset.get(request_id, 0)
+        return super().allocate_new_blocks(request_id, num_tokens - offset, num_tokens_main_model - offset)
+
+    def cache_blocks(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        # A compacted cache depends on the policy: it must never be found under the hash of the prompt.
+        if request.request_id not in self.offset:
+            super().cache_blocks(request, *args, **kwargs)
+
+    # -- it shrinks ----------------------------------------------------------------------------------
+
+    def physical(self, request_id: str, logical: int) -> int:
+        return logical - self.offset.get(request_id, 0)
+
+    def compact(self, request_id: str, logical: int, keep: int) -> Moved | None:
+        """Give up all blocks but those for `keep` tokens; None if no destination can be had now.
+
+        Destinations are blocks that no one else can read: private and unhashed ones of the request,
+        then fresh ones, then its own hashed ones, which leave the prefix cache.
+        """
+        blocks = self.req_to_blocks[request_id]
+        free_before = self.block_pool.get_num_free_blocks()
+        dst = self._destinations(blocks, cdiv(keep, self.block_size))
+        if dst is None:
+            return None
+        kept = {block.block_id for block in dst}
+        gone = [block for block in blocks if block.block_id not in kept]
+        src = [block.block_id for block in blocks]
+        self.block_pool.free_blocks(reversed(gone))
+        self.req_to_blocks[request_id] = dst
+        self.offset[request_id] = logical - keep
+        # Blocks that others share are not freed, and copies of them cost fresh ones.
+        freed = max(0, self.block_pool.get_num_free_blocks() - free_before)
+        return Moved(src, [block.block_id for block in dst], freed)
+
+    def _destinations(self, blocks: list[KVCacheBlock], need: int) -> list[KVCacheBlock] | None:
+        own = [b for b in blocks if b.ref_cnt == 1 and not b.is_null]
+        private = [b for b in own if b.block_hash is None][:need]
+        missing = need - len(private)
+        if missing == 0:
+            return private
+        if missing <= self.block_pool.get_num_free_blocks():
+            return private + self.block_pool.get_new_blocks(missing)
+        hashed = [b for b in own if b.block_hash is not None][:missing]
+        if len(hashed) < missing:
+            return None
+        self.block_pool.evict_blocks({b.block_id for b in hashed})
+        return private + hashed
+
+    # -- it ends -------------------------------------------------------------------------------------
+
+    def pop_blocks_for_free(self, request_id: str) -> list[KVCacheBlock]:
+        self.offset.pop(request_id, None)
+        return super().pop_blocks_for_free(request_id)
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError if offsets, blocks and reference counts do not fit together."""
+        for request_id in self.offset:
+            assert request_id in self.req_to_blocks, f"offset without blocks: {request_id}"
+        for request_id, blocks in self.req_to_blocks.items():
+            ids = [b.block_id for b in blocks]
+            assert len(set(ids)) == len(ids), f"{request_id} holds a block twice: {ids}"
+            assert all(b.ref_cnt >= 1 for b in blocks), f"{request_id} holds a free block: {ids}"
+            if request_id in self.offset:
+                shared = [b.block_id for b in blocks if b.ref_cnt > 1 or b.block_hash is not None]
+                assert not shared, f"{request_id} is compacted but others can read {shared}"

@@ -1,0 +1,25 @@
+"""What a started server can hold, read off vLLM's configuration; the same in every process."""
+
+from typing import Any
+
+from kvserve.options import KVOptions
+from kvserve.policy import Facts
+
+
+def facts_of(vllm_config: Any, num_blocks: int | None = None) -> Facts:
+    """Facts for `Policy.check` and admission; valid once the engine has sized its cache.
+
+    num_blocks: blocks of this engine's pool; None in the API process, which knows only the sum over
+    data-parallel engines.
+    """
+    cache, parallel = vllm_config.cache_config, vllm_config.parallel_config
+    groups = KVOptions.of(vllm_config).groups
+    blocks = num_blocks or (cache.num_gpu_blocks or 0) // max(1, parallel.data_parallel_size)
+    return Facts(
+        num_layers=vllm_config.model_config.get_num_layers(parallel),
+        groups=groups,
+        block_size=cache.block_size,
+        pool_tokens=max(0, blocks - 1) // groups * cache.block_size,
+        max_model_len=vllm_config.model_config.max_model_len,
+        chunk=vllm_config.scheduler_config.max_num_batched_tokens,
+    )

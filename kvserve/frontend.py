@@ -1,0 +1,75 @@
+"""The API process's half: every request is checked before a token is made, whatever route it came by."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from vllm.exceptions import VLLMValidationError
+from vllm.sampling_params import SamplingParams
+
+from kvserve import request as wire
+from kvserve.admission import fitting
+from kvserve.errors import PolicyError
+from kvserve.facts import facts_of as facts
+from kvserve.options import KVOptions, switched_on
+from kvserve.policy import Policy
+from kvserve.registry import get
+
+__all__ = ["check", "effective", "facts", "observers", "wrap"]
+
+observers: list[Callable[[PolicyError], None]] = []
+"""Called with each refusal, before it becomes an HTTP 400."""
+
+
+def effective(extra_args: dict[str, Any] | None, vllm_config: Any) -> Policy | None:
+    """The policy of a request: its own, else the server's, else None. Raises PolicyError."""
+    value = (extra_args or {}).get(wire.KEY)
+    if not switched_on(vllm_config):
+        if value is None or not wire.parse(value).compresses:
+            return None
+        raise PolicyError(
+            f"kv_policy is {value!r}, but this server runs without kvserve; start it with `kvserve serve`",
+            reason="unsupported",
+        )
+    value = value if value is not None else KVOptions.of(vllm_config).policy
+    return None if value is None else wire.parse(value)
+
+
+def check(policy: Policy | None, prompt: int, params: SamplingParams, vllm_config: Any) -> None:
+    """Refuse what can never be served; bound max_tokens by what the pool can hold for one request."""
+    known = facts(vllm_config)
+    policy = policy or get("full")()
+    policy.check(known)
+    if params.max_tokens is not None and known.pool_tokens:
+        params.max_tokens = fitting(policy, prompt, params.max_tokens, known)
+
+
+def wrap(process_inputs: Callable[..., Any]) -> Callable[..., Any]:
+    """vLLM's `InputProcessor.process_inputs`, which all requests pass, with our checks behind it."""
+
+    @functools.wraps(process_inputs)
+    def checked(self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            policy = effective(getattr(params, "extra_args", None), self.vllm_config)
+            if policy is not None and policy.compresses and kwargs.get("resumable"):
+                raise PolicyError("kv_policy cannot be used with streaming input", reason="unsupported")
+            request = process_inputs(self, request_id, prompt, params, *args, **kwargs)
+            if request.sampling_params is not None and switched_on(self.vllm_config):
+                _settle(request, policy, self.vllm_config)
+            return request
+        except PolicyError as error:
+            for observer in observers:
+                observer(error)
+            raise VLLMValidationError(str(error), parameter=error.param) from None
+
+    checked.kv_wrapped = True  # type: ignore[attr-defined]
+    return checked
+
+
+def _settle(request: Any, policy: Policy | None, vllm_config: Any) -> None:
+    """Check the request and write its policy, now explicit, into its own copy of the parameters."""
+    params = request.sampling_params
+    tokens = request.prompt_token_ids if request.prompt_token_ids is not None else request.prompt_embeds
+    check(policy, len(tokens), params, vllm_config)
+    if policy is not None:
+        params.extra_args = {**(params.extra_args or {}), wire.KEY: wire.dump(policy)}

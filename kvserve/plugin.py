@@ -1,0 +1,20 @@
+"""Entry point of vLLM's general plug-ins: loaded in every process, it only makes kvserve available."""
+
+import logging
+
+from kvserve.guard import problem
+
+logger = logging.getLogger(__name__)
+
+
+def register() -> None:
+    """Check requests in this process. The engine itself is switched on by options, not by being installed."""
+    if (why := problem()) is not None:
+        logger.warning("kvserve is installed but cannot be used: %s", why)
+        return
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    from kvserve.frontend import wrap
+
+    if not hasattr(InputProcessor.process_inputs, "kv_wrapped"):
+        InputProcessor.process_inputs = wrap(InputProcessor.process_inputs)

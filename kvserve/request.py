@@ -1,0 +1,96 @@
+"""From what a user writes to a validated policy, and over the wire to the engine."""
+
+import json
+from typing import Any
+
+from pydantic import ValidationError
+
+from kvserve import registry
+from kvserve.errors import PolicyError
+from kvserve.policy import Policy
+
+KEY = "kv_policy"  # in SamplingParams.extra_args: canonical JSON of the policy
+CALL = "kv_call"  # in SamplingParams.extra_args: id under which the API process files the outcome
+
+
+def parse(value: Any) -> Policy:
+    """A policy from `"name"`, `"name:budget"`, a JSON object in a string, or a mapping.
+
+    Raises PolicyError naming the field, the value and what is allowed.
+    """
+    fields = _fields(value)
+    name = fields.pop("name", None)
+    if not isinstance(name, str):
+        raise PolicyError(f"kv_policy needs a 'name' (a string), got {name!r}", param="kv_policy.name")
+    cls = registry.get(name)
+    try:
+        policy = cls(**fields)
+    except ValidationError as error:
+        raise _explained(cls, error) from None
+    if policy.when == "pressure":
+        raise PolicyError(
+            "kv_policy.when is 'pressure', which this version cannot serve yet; allowed: 'always'",
+            param="kv_policy.when",
+            reason="unsupported",
+        )
+    return policy
+
+
+def dump(policy: Policy) -> str:
+    """The canonical string that `parse` turns back into an equal policy."""
+    return json.dumps(policy.wire(), sort_keys=True)
+
+
+def shown_budget(policy: Policy) -> int | float | None:
+    return policy.budget if policy.compresses else None
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    if isinstance(value, str):
+        text = value.strip()
+        if text.startswith("{"):
+            try:
+                value = json.loads(text)
+            except json.JSONDecodeError as error:
+                raise PolicyError(f"kv_policy is not valid JSON: {error}") from None
+        else:
+            return _short_form(text)
+    if not isinstance(value, dict):
+        raise PolicyError(
+            f"kv_policy must be a string 'name' or 'name:budget' or an object, got {type(value).__name__}"
+        )
+    return dict(value)
+
+
+def _short_form(text: str) -> dict[str, Any]:
+    name, colon, budget = text.partition(":")
+    if not name:
+        raise PolicyError(f"kv_policy is {text!r}; allowed: 'name' or 'name:budget'")
+    if not colon:
+        return {"name": name}
+    for convert in (int, float):
+        try:
+            return {"name": name, "budget": convert(budget)}
+        except ValueError:
+            continue
+    raise PolicyError(
+        f"kv_policy is {text!r}: {budget!r} is not a budget; allowed: a whole number >= 1 or a "
+        "fraction in (0, 1]",
+        param="kv_policy.budget",
+    )
+
+
+def _explained(cls: type[Policy], error: ValidationError) -> PolicyError:
+    first = error.errors()[0]
+    inner = first.get("ctx", {}).get("error")
+    if isinstance(inner, PolicyError):
+        return inner
+    field = str(first["loc"][0]) if first["loc"] else ""
+    if first["type"] == "extra_forbidden":
+        allowed = ", ".join(cls.model_fields) or "none"
+        message = f"kv_policy.{field} is not a parameter of {cls.name!r}; allowed: {allowed}"
+    else:
+        message = f"kv_policy.{field} is {first['input']!r}: {first['msg']}"
+        about = cls.model_fields[field].description if field in cls.model_fields else None
+        message += f" ({about})" if about else ""
+    return PolicyError(message, param=f"kv_policy.{field}")

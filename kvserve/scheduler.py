@@ -1,0 +1,169 @@
+"""vLLM's scheduler, which also decides when, and to how many tokens, a request's cache shrinks."""
+
+import time
+from typing import Any
+
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.metrics.stats import SchedulerStats
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request
+
+from kvserve import request as wire
+from kvserve.accounts import Accounts
+from kvserve.admission import whole_prefill
+from kvserve.guard import refuse_unsupported
+from kvserve.plan import Feedback, KVSchedulerOutput, Plan
+from kvserve.tracked import Tracked
+
+
+class _Compressing:
+    """Mixed in front of vLLM's scheduler classes."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        refuse_unsupported(self.vllm_config)  # type: ignore[attr-defined]
+        self.kv_requests: dict[str, Tracked] = {}
+        self.kv = Accounts(self)
+        self.kv_deferred = 0  # due compactions that found no destination blocks
+        self.kv_dropped = 0  # plans whose request was preempted in the same step
+
+    # -- a request comes in --------------------------------------------------------------------------
+
+    def add_request(self, request: Request) -> None:
+        params = request.sampling_params
+        tracked = Tracked.of(params.extra_args if params else None)
+        if tracked is not None and request.request_id not in self.kv_requests:
+            self.kv_requests[request.request_id] = tracked
+            self._kv_admit(request, tracked)
+        super().add_request(request)  # type: ignore[misc]
+
+    def _kv_admit(self, request: Request, tracked: Tracked) -> None:
+        """Choose how the prompt is compacted and tell the managers how much it can hold at most."""
+        facts, tokens = self.kv.facts, request.num_tokens
+        tracked.whole = whole_prefill(tracked.policy, tokens, facts)
+        for manager in self.kv.managers.values():
+            manager.peak.pop(request.request_id, None)
+            if not tracked.whole:
+                target = tracked.policy.target(tokens) + tracked.policy.slack
+                manager.peak[request.request_id] = min(tokens, target + facts.chunk)
+
+    def _get_local_prefix_cache_hit(self, request: Request) -> tuple[Any, int, int, bool]:
+        """A hit skips queries; leave the last ones to compute if the policy wants to see them."""
+        blocks, hit, boundary, diverged = super()._get_local_prefix_cache_hit(request)  # type: ignore[misc]
+        tracked = self.kv_requests.get(request.request_id)
+        if tracked is not None and tracked.policy.query_window and hit:
+            limit = max(0, request.num_tokens - tracked.policy.query_window)
+            limit -= limit % self.block_size  # type: ignore[attr-defined]
+            if hit > limit:
+                hit = limit
+                blocks = self.kv_cache_manager.truncate_computed_blocks(blocks, hit)  # type: ignore[attr-defined]
+        return blocks, hit, boundary, diverged
+
+    # -- a step --------------------------------------------------------------------------------------
+
+    def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
+        plans = self._kv_plans() if self.kv_requests else []
+        output: SchedulerOutput = super().schedule(*args, **kwargs)  # type: ignore[misc]
+        if not plans:
+            return output
+        live = [plan for plan in plans if self._kv_alive(plan)]
+        self.kv_dropped += len(plans) - len(live)
+        return KVSchedulerOutput(**vars(output), kv_plans=live)
+
+    def _kv_plans(self) -> list[Plan]:
+        plans: list[Plan] = []
+        for request in self.running:  # type: ignore[attr-defined]
+            tracked = self.kv_requests.get(request.request_id)
+            if tracked is not None and request.num_computed_tokens > 0:
+                plans += self._kv_plans_of(request, tracked)
+        return plans
+
+    def _kv_plans_of(self, request: Request, tracked: Tracked) -> list[Plan]:
+        req_id, logical = request.request_id, request.num_computed_tokens
+        mean = self.kv.mean_physical(req_id, logical)
+        keep = tracked.due(logical, round(mean), request.is_prefill_chunk)
+        if keep is None:
+            return []
+        plans = []
+        by_group = tracked.keep_by_group(keep, self.kv.bundles)
+        for (group, manager), count in zip(self.kv.managers.items(), by_group, strict=True):
+            held = manager.physical(req_id, logical)
+            if held <= count:
+                continue
+            moved = manager.compact(req_id, logical, count)
+            if moved is None:
+                tracked.overdue = True
+                self.kv_deferred += 1
+                continue
+            tracked.blocks_freed += moved.freed
+            plans.append(Plan(req_id, group, logical, held, count, tuple(moved.src), tuple(moved.dst)))
+        if plans:
+            tracked.compactions += 1
+            self.kv.compacted(tracked, plans)
+        return plans
+
+    def _kv_alive(self, plan: Plan) -> bool:
+        """Whether the request still holds the plan's blocks: it may have been preempted meanwhile."""
+        return plan.req_id in self.kv.managers[plan.group].offset
+
+    def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        super()._preempt_request(request, *args, **kwargs)  # type: ignore[misc]
+        tracked = self.kv_requests.get(request.request_id)
+        if tracked is not None:
+            tracked.restart()
+            self._kv_admit(request, tracked)
+
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
+    ) -> Any:
+        feedback: Feedback | None = getattr(model_runner_output, "kv_feedback", None)
+        if feedback is not None:
+            self.kv.measured(feedback)
+        return super().update_from_output(scheduler_output, model_runner_output)  # type: ignore[misc]
+
+    # -- it ends -------------------------------------------------------------------------------------
+
+    def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        tracked = self.kv_requests.pop(request.request_id, None)
+        outcome = self.kv.finished(request, tracked)
+        for manager in self.kv.managers.values():
+            manager.peak.pop(request.request_id, None)
+        transfer, encoder = super()._free_request(request, *args, **kwargs)  # type: ignore[misc]
+        if tracked is not None and outcome is not None:
+            transfer = {**(transfer or {}), "kvserve": {wire.CALL: tracked.call, **outcome.record()}}
+        return transfer, encoder
+
+    def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
+        stats: SchedulerStats | None = super().make_stats(*args, **kwargs)  # type: ignore[misc]
+        if stats is not None:
+            snapshot = self.kv.snapshot(time.monotonic())
+            if snapshot is not None:
+                stats.num_kv_fetch_reqs_by_stage[snapshot] = 0
+        return stats
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError if requests, managers and pool do not agree; for tests."""
+        for manager in self.kv.managers.values():
+            manager.check_integrity()
+            assert set(manager.offset) <= set(self.kv_requests), "offset of a request that is gone"
+            assert set(manager.peak) <= set(self.kv_requests), "admission cap of a request that is gone"
+        assert set(self.kv_requests) <= set(self.requests), "tracked request that vLLM does not know"  # type: ignore[attr-defined]
+
+
+class KVSyncScheduler(_Compressing, Scheduler):
+    """Used when asynchronous scheduling is off."""
+
+
+class KVAsyncScheduler(_Compressing, AsyncScheduler):
+    """Used when asynchronous scheduling is on."""
+
+
+class KVScheduler(Scheduler):
+    """The class to name in --scheduler-cls: becomes the synchronous or the asynchronous one."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        vllm_config = kwargs["vllm_config"] if "vllm_config" in kwargs else args[0]
+        chosen = KVAsyncScheduler if vllm_config.scheduler_config.async_scheduling else KVSyncScheduler
+        return chosen(*args, **kwargs)

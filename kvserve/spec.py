@@ -1,0 +1,81 @@
+"""KV-cache spec of a layer whose cache may be compacted; importing this module registers it in vLLM."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from vllm.utils.math_utils import cdiv
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheSpec
+from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
+
+from kvserve.blocks import CompressibleManager
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressibleSpec(FullAttentionSpec):
+    """Full attention whose physical length may fall behind the logical one.
+
+    Layers with the same `group_tag` share block tables. vLLM groups specs that merge, and merges only
+    equal ones here, so that each tag becomes a KV-cache group of its own.
+    """
+
+    group_tag: int = 0
+    resident_tokens: int | None = None  # start-up needs room for this many tokens, not max_model_len
+
+    @classmethod
+    def of(cls, spec: FullAttentionSpec, tag: int, resident_tokens: int | None) -> "CompressibleSpec":
+        taken = {f.name: getattr(spec, f.name) for f in fields(FullAttentionSpec)}
+        return cls(**taken, group_tag=tag, resident_tokens=resident_tokens)
+
+    @classmethod
+    def merge(cls, specs: list[Any]) -> Any:
+        if any(spec != specs[0] for spec in specs):
+            raise AssertionError("layers of different kvserve groups cannot share block tables")
+        return specs[0]
+
+    def is_uniform_with_collection(self, kv_cache_specs: Mapping[str, KVCacheSpec]) -> bool:
+        return all(
+            isinstance(spec, CompressibleSpec) and spec.group_tag == self.group_tag
+            for spec in kv_cache_specs.values()
+        )
+
+    def max_memory_usage_bytes(self, vllm_config: Any) -> int:
+        stock = super().max_memory_usage_bytes(vllm_config)
+        if self.resident_tokens is None:
+            return stock
+        return min(stock, cdiv(self.resident_tokens, self.block_size) * self.page_size_bytes)
+
+
+def compressible(spec: KVCacheSpec) -> bool:
+    """Whether a layer's cache is plain full attention, the only kind that is compacted."""
+    return (
+        type(spec) is FullAttentionSpec
+        and spec.sliding_window is None
+        and spec.attention_chunk_size is None
+        and not spec.non_causal
+    )
+
+
+def tagged(specs: dict[str, KVCacheSpec], groups: int, resident_tokens: int | None) -> dict[str, KVCacheSpec]:
+    """The specs of all layers with the compressible ones bundled, in layer order, into `groups` tags.
+
+    Raises ValueError if the layers cannot be bundled evenly: vLLM would pad groups of unequal size.
+    """
+    names = [name for name, spec in specs.items() if compressible(spec)]
+    if names and len(names) % groups:
+        raise ValueError(
+            f"--kv-groups is {groups}, which does not divide the {len(names)} compressible layers of this model"
+        )
+    size = max(1, len(names) // groups)
+    tags = {name: i // size for i, name in enumerate(names)}
+    return {
+        name: CompressibleSpec.of(spec, tags[name], resident_tokens) if name in tags else spec  # type: ignore[arg-type]
+        for name, spec in specs.items()
+    }
+
+
+# The registry skips its built-in specs when it is not empty, so these must come first.
+KVCacheSpecRegistry._ensure_registered()
+KVCacheSpecRegistry.register(
+    CompressibleSpec, CompressibleManager, uniform_type_base_spec=FullAttentionSpec
+)

@@ -1,0 +1,58 @@
+"""What the scheduler remembers of a request with a compressing policy."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kvserve import request as wire
+from kvserve.policy import Moment, Policy
+
+
+@dataclass
+class Tracked:
+    """Policy, stage and running counts of one request."""
+
+    policy: Policy
+    call: str | None  # id under which the API process files the outcome
+    whole: bool  # compact once when the prompt is complete, not between chunks
+    prefilled: bool = False
+    overdue: bool = False  # a due compaction found no destination blocks: try again at the next step
+    compactions: int = 0
+    blocks_freed: int = 0
+
+    @classmethod
+    def of(cls, extra_args: dict[str, Any] | None) -> "Tracked | None":
+        """From a request's sampling parameters; None if it has no policy or one that keeps everything."""
+        value = (extra_args or {}).get(wire.KEY)
+        if value is None:
+            return None
+        policy = wire.parse(value)
+        call = (extra_args or {}).get(wire.CALL)
+        return cls(policy, call, whole=True) if policy.compresses else None
+
+    def restart(self) -> None:
+        """After a preemption the request is computed again from its first token."""
+        self.prefilled = self.overdue = False
+
+    def due(self, logical: int, physical: int, prefilling: bool) -> int | None:
+        """Tokens to keep now, or None."""
+        if prefilling:
+            stage = "prefill"
+        else:
+            stage = "decode" if self.prefilled and not self.overdue else "prefilled"
+            self.prefilled = True
+        if stage == "prefill" and self.whole:
+            return None
+        self.overdue = False
+        return self.policy.due(Moment(logical, physical, stage))  # type: ignore[arg-type]
+
+    def keep_by_group(self, keep: int, bundles: Sequence[int]) -> list[int]:
+        """`keep` tokens per layer on the mean -> tokens for each group; bundles = layers per group."""
+        shares = self.policy.shares(keep, sum(bundles))
+        if shares is None:
+            return [keep] * len(bundles)
+        result, start = [], 0
+        for size in bundles:
+            result.append(round(sum(shares[start : start + size]) / size))
+            start += size
+        return result

@@ -1,0 +1,75 @@
+"""What a policy sees of one layer of one request, and nothing else."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class LayerView:
+    """One layer of one request at the moment of a compaction. Slots are in order of age, oldest first.
+
+    Shapes: H local KV heads, G query heads per KV head, n slots held, D head size, W captured queries.
+    Keys and queries are post-RoPE. `load` reads `(keys, values)`, each (H, n, D) float32, on first use.
+    """
+
+    layer: int
+    num_layers: int
+    logical: int  # tokens of the request seen so far
+    since: int  # `logical` at this layer's previous compaction, 0 if none
+    positions: Tensor  # (H, n) int64: logical position of the token in each slot
+    load: Callable[[], tuple[Tensor, Tensor]]
+    scale: float = 1.0
+    head_offset: int = 0  # index of the first local KV head in the whole model (tensor parallelism)
+    queries: Tensor | None = None  # (W, H * G, D) float32, oldest first
+    query_positions: Tensor | None = None  # (W,) int64
+    state: dict[str, Tensor] = field(default_factory=dict)  # (H, n, ...): carried through compactions
+
+    @property
+    def num_heads(self) -> int:
+        return self.positions.shape[0]
+
+    @property
+    def num_slots(self) -> int:
+        return self.positions.shape[1]
+
+    @cached_property
+    def _content(self) -> tuple[Tensor, Tensor]:
+        return self.load()
+
+    @property
+    def keys(self) -> Tensor:
+        """(H, n, D) float32."""
+        return self._content[0]
+
+    @property
+    def values(self) -> Tensor:
+        """(H, n, D) float32."""
+        return self._content[1]
+
+    def per_head(self, reduce: Callable[[Tensor, Tensor], Tensor], last: int | None = None) -> Tensor:
+        """Stack `reduce(probs, visible)` over the KV heads.
+
+        probs: (G, W, n) float32, the causal softmax attention of the last `last` captured queries (all
+        if None) on the slots held now; visible: (W, n) bool, slot not younger than the query. Head by
+        head, so that memory stays at G * W * n floats.
+        """
+        queries, at = self._recent_queries(last)
+        group = queries.shape[1] // self.num_heads
+        results = []
+        for head in range(self.num_heads):
+            visible = self.positions[head][None, :] <= at[:, None]
+            q = queries[:, head * group : (head + 1) * group].transpose(0, 1)
+            logits = (q @ self.keys[head].T) * self.scale
+            probs = torch.softmax(logits.masked_fill(~visible, float("-inf")), dim=-1)
+            results.append(reduce(probs, visible))
+        return torch.stack(results)
+
+    def _recent_queries(self, last: int | None) -> tuple[Tensor, Tensor]:
+        if self.queries is None or self.query_positions is None:
+            raise RuntimeError("this policy reads queries but does not declare query_window")
+        start = 0 if last is None else max(0, len(self.queries) - last)
+        return self.queries[start:], self.query_positions[start:]
