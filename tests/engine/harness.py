@@ -1,0 +1,97 @@
+"""Starting engines in this process and looking inside them."""
+
+import gc
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+from vllm import LLM, SamplingParams
+
+import models
+
+BLOCK = 32
+MINI = Path(models.__file__).parent / "mini"  # the embedded model
+
+
+def start(
+    kv: bool = True, *, blocks: int = 1024, options: dict[str, Any] | None = None, model: Any = MINI, **engine: Any
+) -> LLM:
+    """A vLLM engine on the embedded model in float32, with a pool of exactly `blocks` blocks; kv=False: stock."""
+    settings: dict[str, Any] = {
+        "model": str(model),
+        "dtype": "float32",
+        "max_model_len": 4096,
+        "max_num_seqs": 32,
+        "max_num_batched_tokens": 512,
+        "enforce_eager": True,
+        "block_size": BLOCK,
+        "num_gpu_blocks_override": blocks,
+        "disable_log_stats": True,
+        **engine,
+    }
+    if kv:
+        settings |= {
+            "scheduler_cls": "kvserve.scheduler.KVScheduler",
+            "worker_cls": "kvserve.worker.KVWorker",
+            "additional_config": {"kvserve": {"trace": True, **(options or {})}},
+        }
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
+    return LLM(**settings)
+
+
+def stop(llm: LLM) -> None:
+    llm.llm_engine.engine_core.shutdown()
+    del llm
+    gc.collect()
+
+
+def tokens(count: int, seed: int = 0) -> list[int]:
+    """A prompt of random tokens of the embedded model's vocabulary, without special ones."""
+    return [random.Random(f"{seed}/{i}").randrange(10, 2000) for i in range(count)]
+
+
+def params(policy: Any = None, generate: int = 40, **more: Any) -> SamplingParams:
+    """Greedy, with log-probabilities, not stopped by EOS."""
+    extra = {"kv_policy": policy} if policy is not None else None
+    return SamplingParams(
+        **{"temperature": 0, "max_tokens": generate, "ignore_eos": True, "logprobs": 1, "extra_args": extra, **more}
+    )
+
+
+def generate(llm: LLM, prompts: list[list[int]], policies: list[Any], length: int = 40) -> list[Any]:
+    """One batch; returns the RequestOutputs."""
+    return llm.generate(
+        [{"prompt_token_ids": p} for p in prompts], [params(p, length) for p in policies], use_tqdm=False
+    )
+
+
+def said(output: Any) -> tuple[list[int], list[float]]:
+    """Tokens and the log-probabilities of them."""
+    only = output.outputs[0]
+    ids = list(only.token_ids)
+    return ids, [step[i].logprob for step, i in zip(only.logprobs, ids, strict=True)]
+
+
+def outcome(output: Any) -> dict[str, Any]:
+    """The `usage.kv_cache` record of a finished request."""
+    return output.kv_transfer_params["kvserve"]
+
+
+def scheduler(llm: LLM) -> Any:
+    return llm.llm_engine.engine_core.engine_core.scheduler
+
+
+def runner(llm: LLM) -> Any:
+    return llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+
+
+def free_blocks(llm: LLM) -> int:
+    return scheduler(llm).kv_cache_manager.block_pool.get_num_free_blocks()
+
+
+def selections(llm: LLM) -> list[Any]:
+    """All selections since the last call, from the worker."""
+    kv = runner(llm).kv
+    taken, kv.selections = kv.selections, []
+    return taken
