@@ -3,6 +3,8 @@
 import gc
 import os
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +61,12 @@ def params(policy: Any = None, generate: int = 40, **more: Any) -> SamplingParam
     )
 
 
-def generate(llm: LLM, prompts: list[list[int]], policies: list[Any], length: int = 40) -> list[Any]:
-    """One batch; returns the RequestOutputs."""
+def generate(
+    llm: LLM, prompts: list[list[int]], policies: list[Any], length: int = 40, *, warm: bool = False
+) -> list[Any]:
+    """One batch; returns the RequestOutputs. The prefix cache is emptied before, unless `warm`."""
+    if not warm:
+        assert llm.reset_prefix_cache()
     return llm.generate(
         [{"prompt_token_ids": p} for p in prompts], [params(p, length) for p in policies], use_tqdm=False
     )
@@ -95,3 +101,22 @@ def selections(llm: LLM) -> list[Any]:
     kv = runner(llm).kv
     taken, kv.selections = kv.selections, []
     return taken
+
+
+@contextmanager
+def scheduling(asynchronous: bool) -> Iterator[None]:
+    """Engines started inside schedule asynchronously, which vLLM switches off on CPU as not worth it."""
+    from vllm.platforms.cpu import CpuPlatform
+
+    stock = CpuPlatform.__dict__["check_and_update_config"]
+
+    def kept(cls: Any, vllm_config: Any) -> None:
+        stock.__func__(cls, vllm_config)
+        vllm_config.scheduler_config.async_scheduling = asynchronous
+
+    if asynchronous:
+        CpuPlatform.check_and_update_config = classmethod(kept)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        CpuPlatform.check_and_update_config = stock  # type: ignore[method-assign]

@@ -1,0 +1,103 @@
+"""Random traffic on a tiny pool, with scheduler, worker and pool compared at every step."""
+
+import random
+from collections import Counter
+from typing import Any
+
+from kvserve import registry
+from tests.engine import harness
+
+
+class Traffic:
+    """Requests with random policies, budgets, lengths, shared prefixes and aborts."""
+
+    def __init__(self, llm: Any, seed: int, prefix: str = "fuzz") -> None:
+        self.llm, self.random, self.name = llm, random.Random(seed), f"{prefix}{seed}"
+        self.prefixes = [harness.tokens(self.random.randrange(40, 400), seed=1000 + i) for i in range(4)]
+        self.sent: dict[str, tuple[list[int], Any, int]] = {}
+        self.answers: dict[str, list[int]] = {}
+        self.aborted: set[str] = set()
+        self.seen: Counter[str] = Counter()
+        self._internal: dict[str, str] = {}
+
+    def policy(self) -> Any:
+        if self.random.random() < 0.3:
+            return None
+        name = self.random.choice([n for n, p in registry.installed().items() if p.compresses])
+        share = self.random.random() < 0.5
+        budget = self.random.choice([0.1, 0.25, 0.5, 0.9]) if share else self.random.randrange(40, 300)
+        fields: dict[str, Any] = {"name": name, "budget": budget, "slack": self.random.choice([16, 32, 64])}
+        if self.random.random() < 0.3:
+            fields["prefill"] = "chunks"
+        if name == "scissorhands":
+            fields["drop"] = self.random.choice([0.05, 0.2, 0.5])
+            fields["slope"] = self.random.choice([0.0, 0.3]) if self.groups > 1 else 0.0
+        return fields
+
+    @property
+    def groups(self) -> int:
+        return len(harness.scheduler(self.llm).kv.managers)
+
+    def send(self) -> None:
+        prompt = list(self.random.choice(self.prefixes)) if self.random.random() < 0.6 else []
+        prompt += harness.tokens(self.random.randrange(1, 400), seed=self.random.randrange(10**6))
+        policy, length = self.policy(), self.random.randrange(1, 90)
+        req_id = f"{self.name}-{len(self.sent)}"
+        self.sent[req_id] = (prompt, policy, length)
+        self.llm.llm_engine.add_request(
+            req_id, {"prompt_token_ids": prompt}, harness.params(policy, length, logprobs=None)
+        )
+
+    def abort(self) -> None:
+        pending = [r for r in self.sent if r not in self.answers and r not in self.aborted]
+        if pending:
+            victim = self.random.choice(pending)
+            self.llm.llm_engine.abort_request([victim])
+            self.aborted.add(victim)
+
+    def run(self, requests: int, abort_rate: float = 0.15) -> None:
+        """Send `requests` requests a few at a time and step until all have ended."""
+        engine, waiting = self.llm.llm_engine, requests
+        while waiting or engine.has_unfinished_requests():
+            for _ in range(min(waiting, self.random.choice([0, 0, 1, 1, 2, 5]))):
+                self.send()
+                waiting -= 1
+                if self.random.random() < abort_rate:
+                    self.abort()
+            for output in engine.step():
+                if output.finished:
+                    self.answers[output.request_id] = list(output.outputs[0].token_ids)
+            check(self.llm, self.seen)
+
+
+def check(llm: Any, seen: Counter[str]) -> None:
+    """Scheduler, worker and pool agree on who holds what.
+
+    Between two steps the worker is as old as the last executed step, so requests whose blocks changed
+    since (finished, preempted, aborted) are compared only where both sides know them.
+    """
+    scheduler, runner = harness.scheduler(llm), harness.runner(llm)
+    scheduler.check_integrity()
+    pool = scheduler.kv_cache_manager.block_pool
+    managers = scheduler.kv_cache_manager.coordinator.single_type_managers
+    owners: Counter[int] = Counter(
+        b.block_id for m in managers for blocks in m.req_to_blocks.values() for b in blocks
+    )
+    held = {b.block_id for b in pool.blocks if b.ref_cnt > 0 and not b.is_null}
+    assert held == set(owners), "blocks with references that no request holds, or the reverse"
+    assert all(pool.blocks[i].ref_cnt == n for i, n in owners.items()), "reference counts"
+    assert pool.get_num_free_blocks() == len(pool.blocks) - 1 - len(held), "free list"
+    running = {r.request_id: r for r in scheduler.running}
+    for req_id, row in runner.input_batch.req_id_to_index.items():
+        if req_id not in running:
+            continue
+        for g, manager in enumerate(managers):
+            ids = [b.block_id for b in manager.req_to_blocks[req_id]]
+            assert runner.requests[req_id].block_ids[g] == ids, f"blocks of {req_id}"
+            table = runner.input_batch.block_table[g]
+            count = table.num_blocks_per_row[row]
+            assert table.block_table.np[row, :count].tolist() == ids, f"block table row of {req_id}"
+            known = runner.kv.requests.get(req_id)
+            assert (known.offset.get(g, 0) if known else 0) == manager.offset.get(req_id, 0), f"offset of {req_id}"
+        seen["rows"] += 1
+    seen["steps"] += 1

@@ -1,0 +1,52 @@
+"""500 requests and more on a tiny pool: no step at which scheduler, worker and pool disagree, no leak."""
+
+import pytest
+
+from tests.engine import harness
+from tests.engine.fuzz import Traffic
+from tests.engine.test_pool import count_preemptions, drain
+
+POOL = 59
+
+
+@pytest.fixture(scope="module", params=[(1, False), (4, False), (2, True)], ids=["1group", "4groups", "2groups-async"])
+def llm(request):
+    groups, asynchronous = request.param
+    with harness.scheduling(asynchronous):
+        engine = harness.start(
+            blocks=POOL * groups + 1, max_model_len=1024, max_num_batched_tokens=256, options={"groups": groups}
+        )
+    assert type(harness.scheduler(engine)).__name__ == ("KVAsyncScheduler" if asynchronous else "KVSyncScheduler")
+    yield engine
+    harness.stop(engine)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_traffic(llm, seed):
+    before = harness.free_blocks(llm)
+    preempted = count_preemptions(llm)
+    traffic = Traffic(llm, seed)
+    traffic.run(100)
+    ended = set(traffic.answers) | traffic.aborted
+    assert ended == set(traffic.sent)
+    for req_id, tokens in traffic.answers.items():
+        assert len(tokens) == traffic.sent[req_id][2]
+    drain(llm)
+    assert harness.free_blocks(llm) == before
+    assert not harness.runner(llm).kv.requests
+    assert not len(harness.runner(llm).kv.queries)
+    totals = harness.scheduler(llm).kv.totals.policies
+    assert sum(t.compactions for t in totals.values()) > 100
+    assert traffic.seen["rows"] > 500
+    assert preempted["count"] > 0
+    _stock_requests_say_the_same(llm, traffic)
+
+
+def _stock_requests_say_the_same(llm, traffic):
+    """What a request without a policy said in the crowd, it says alone with an empty prefix cache."""
+    stock = [r for r, (_, policy, _) in traffic.sent.items() if policy is None and r in traffic.answers][:8]
+    assert len(stock) == 8
+    for req_id in stock:
+        prompt, _, length = traffic.sent[req_id]
+        [alone] = harness.generate(llm, [prompt], [None], length)
+        assert harness.said(alone)[0] == traffic.answers[req_id]

@@ -1,0 +1,63 @@
+"""The ways vLLM can run: asynchronous scheduling, other processes, tensor parallelism, torch.compile.
+
+Each configuration runs in a process of its own and must say what the plain in-process engine says.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.engine import harness
+
+PROMPTS = [harness.tokens(n, seed=n) for n in (300, 450, 620)]
+POLICIES = [None, "scissorhands:0.25", "snapkv:100", "random:100", "streaming:0.3"]
+MODES = {
+    "async": {"asynchronous": True},
+    "processes": {"env": {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}},
+    "processes-async": {"asynchronous": True, "env": {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}},
+    "tensor-parallel": {"engine": {"tensor_parallel_size": 2}, "env": {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}},
+    "compiled": {"engine": {"enforce_eager": False}},
+    "no-chunks": {"engine": {"max_num_batched_tokens": 4096}},
+    "groups": {"options": {"groups": 4}},
+}
+
+
+def answers(asynchronous=False, engine=None, options=None):
+    """Tokens and log-probabilities of every prompt with every policy, in one batch."""
+    with harness.scheduling(asynchronous):
+        llm = harness.start(options=options, **(engine or {}))
+    prompts = [p for p in PROMPTS for _ in POLICIES]
+    outputs = harness.generate(llm, prompts, POLICIES * len(PROMPTS), 60)
+    said = [harness.said(o) for o in outputs]
+    counts = [(o.kv_transfer_params or {}).get("kvserve", {}).get("compactions", 0) for o in outputs]
+    harness.stop(llm)
+    return said, counts
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return answers()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_same_answers(mode, plain):
+    setting = dict(MODES[mode])
+    env = {**os.environ, **setting.pop("env", {})}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.engine.test_modes", json.dumps(setting)],
+        env=env, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=420,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    said, counts = json.loads(done.stdout.strip().splitlines()[-1])
+    assert counts == plain[1]
+    for (tokens, logps), (ref_tokens, ref_logps) in zip(said, plain[0], strict=True):
+        assert tokens == ref_tokens
+        assert max(abs(a - b) for a, b in zip(logps, ref_logps, strict=True)) < 1e-4
+
+
+if __name__ == "__main__":
+    print(json.dumps(answers(**json.loads(sys.argv[1]))))

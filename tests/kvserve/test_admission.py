@@ -1,0 +1,59 @@
+"""A request that can never fit is refused at once; one that fits at first ends where the pool does."""
+
+import pytest
+
+from kvserve import registry, request
+from kvserve.admission import fitting, whole_prefill
+from kvserve.errors import PolicyError
+from kvserve.policy import Facts, Moment
+
+FACTS = Facts(num_layers=4, groups=1, block_size=32, pool_tokens=736, max_model_len=4096, chunk=256)
+COMPRESSING = [n for n, p in registry.installed().items() if p.compresses]
+
+
+def test_full_prompt_larger_than_the_pool():
+    with pytest.raises(PolicyError, match=r"3000 tokens .* holds 736") as error:
+        fitting(request.parse("full"), 3000, 10, FACTS)
+    assert error.value.reason == "too_long"
+
+
+def test_full_generation_is_bounded():
+    assert fitting(request.parse("full"), 700, 1000, FACTS) == 36
+    assert fitting(request.parse("full"), 700, 20, FACTS) == 20
+
+
+@pytest.mark.parametrize("name", COMPRESSING)
+def test_policy_makes_a_long_prompt_fit(name):
+    policy = request.parse({"name": name, "budget": 128})
+    assert not whole_prefill(policy, 3000, FACTS)
+    assert fitting(policy, 3000, 200, FACTS) == 200
+
+
+@pytest.mark.parametrize("name", COMPRESSING)
+@pytest.mark.parametrize("budget", [64, 300, 0.1, 0.5])
+@pytest.mark.parametrize("prompt", [50, 700, 3000])
+def test_peak_is_never_exceeded(name, budget, prompt):
+    """Walk through the life of a request as the scheduler does, with the largest chunks."""
+    policy = request.parse({"name": name, "budget": budget})
+    whole = whole_prefill(policy, prompt, FACTS)
+    generate = 400
+    peak = policy.peak(prompt, generate, FACTS.chunk, whole)
+    logical = physical = seen = 0
+    while logical < prompt + generate:
+        stage = "prefill" if logical < prompt else ("prefilled" if logical == prompt else "decode")
+        if logical and not (stage == "prefill" and whole):
+            keep = policy.due(Moment(logical, physical, stage))
+            if keep is not None:
+                assert 0 < keep < physical
+                physical = keep
+        step = min(FACTS.chunk, prompt - logical) if logical < prompt else 1
+        logical, physical = logical + step, physical + step
+        seen = max(seen, physical)
+    assert seen <= peak
+
+
+@pytest.mark.parametrize("name", COMPRESSING)
+def test_peak_grows_with_generation(name):
+    policy = request.parse({"name": name, "budget": 0.3})
+    peaks = [policy.peak(500, n, 256, True) for n in range(1, 2000, 37)]
+    assert peaks == sorted(peaks)

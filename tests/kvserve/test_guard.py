@@ -1,0 +1,70 @@
+"""Unknown versions and combinations that cannot work are refused in one clear sentence."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from kvserve import guard
+
+
+@pytest.fixture(autouse=True)
+def _forget():
+    guard.problem.cache_clear()
+    yield
+    guard.problem.cache_clear()
+
+
+def test_this_vllm_is_known():
+    assert guard.problem() is None
+
+
+def test_unknown_version(monkeypatch):
+    monkeypatch.setattr(guard, "vllm_version", lambda: "0.33.0")
+    with pytest.raises(guard.UnsupportedError, match=r"vLLM 0\.32\.x and found 0\.33\.0"):
+        guard.verify()
+
+
+def test_changed_signature(monkeypatch):
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    monkeypatch.setattr(Scheduler, "schedule", lambda self, surprise: None)
+    assert "expects (self throttle_prefills)" in guard.problem()
+
+
+def config(**changes):
+    parallel = SimpleNamespace(
+        decode_context_parallel_size=1, prefill_context_parallel_size=1, pipeline_parallel_size=1, use_ubatching=False
+    )
+    model = SimpleNamespace(runner_type="generate", is_encoder_decoder=False, use_mla=False)
+    made = SimpleNamespace(
+        parallel_config=parallel, model_config=model, speculative_config=None, kv_transfer_config=None,
+        cache_config=SimpleNamespace(cache_dtype="auto"), use_v2_model_runner=False,
+    )  # fmt: skip
+    for path, value in changes.items():
+        *where, last = path.split("__")
+        target = made
+        for part in where:
+            target = getattr(target, part)
+        setattr(target, last, value)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"speculative_config": object()}, "speculative decoding"),
+        ({"kv_transfer_config": object()}, "KV connectors"),
+        ({"parallel_config__decode_context_parallel_size": 2}, "decode context parallelism"),
+        ({"parallel_config__pipeline_parallel_size": 2}, "pipeline parallelism"),
+        ({"model_config__use_mla": True}, "MLA"),
+        ({"cache_config__cache_dtype": "nvfp4"}, "nvfp4"),
+        ({"use_v2_model_runner": True}, "VLLM_USE_V2_MODEL_RUNNER=0"),
+    ],
+)
+def test_combinations_that_cannot_work(change, says):
+    with pytest.raises(guard.UnsupportedError, match=says):
+        guard.refuse_unsupported(config(**change))
+
+
+def test_plain_start_is_fine():
+    guard.refuse_unsupported(config())

@@ -1,0 +1,69 @@
+"""The task generators: answerable, deterministic, of the length asked for."""
+
+from random import Random
+
+import pytest
+
+from models import prose
+from models.rows import FILL_WEIGHT, make_batch
+from models.scene import FORMS, tokens_of
+from models.stages import MIX
+from models.tasks import TASKS, retrieval_prompt
+from models.tokens import encode
+from models.words import KEY_WORDS
+
+
+@pytest.mark.parametrize("task", sorted(TASKS))
+@pytest.mark.parametrize("tokens", [128, 512, 2048])
+def test_scenes_round_trip_and_keep_to_their_length(world, task, tokens):
+    for seed in range(5):
+        scene = TASKS[task](Random(seed), world, tokens)
+        for form in FORMS if scene.has_chat else ("completion",):
+            ids, answers = tokens_of(world.tokenizer, scene.told(form))  # raises if token borders move
+            assert len(ids) <= 1.1 * tokens + 16
+            assert encode(world.tokenizer, world.tokenizer.decode(ids)) == ids
+            assert any(answers) == bool(scene.turns)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("tokens", [256, 512, 1500, 4000])
+def test_a_retrieval_prompt_holds_its_answer_once(tokenizer, form, tokens):
+    item = retrieval_prompt(tokenizer, seed=3, tokens=tokens, form=form)
+    assert item.text.count(f"The code for {item.key} is {item.answer}.") == 1
+    assert item.reply.removesuffix(".").endswith(item.answer)
+    assert 0.9 * tokens <= len(encode(tokenizer, item.text)) <= tokens
+    assert 0 <= item.depth < 1
+
+
+def test_a_seed_gives_one_prompt(tokenizer):
+    first, again, other = (retrieval_prompt(tokenizer, seed, 512) for seed in (1, 1, 2))
+    assert first == again
+    assert first.text != other.text
+
+
+WRONG = [({"form": "poem"}, "form must be one of"), ({"needles": 50}, "tokens must be")]
+
+
+@pytest.mark.parametrize("wrong, message", WRONG)
+def test_bad_arguments_are_refused_by_name(tokenizer, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        retrieval_prompt(tokenizer, 0, 512, **wrong)
+
+
+def test_held_out_documents_are_not_trained_on():
+    sides = {name: prose._is_held_out(name) for name in (f"module{i}.py" for i in range(800))}
+    assert 50 < sum(sides.values()) < 150  # one of eight
+    assert len(prose.sentences(held_out=True)) > 1000
+
+
+def test_key_words_are_distinct():
+    assert len(set(KEY_WORDS)) == len(KEY_WORDS)
+
+
+def test_a_batch_is_repeatable_and_its_targets_follow_its_positions(world):
+    first, again = (make_batch(world, MIX, rows=4, tokens=256, seed="s") for _ in range(2))
+    assert (first.ids == again.ids).all() and (first.positions == again.positions).all()
+    flat = first.ids.ravel()
+    inner = first.positions % 256 < 255
+    assert (flat[first.positions[inner] + 1] == first.targets[inner]).all()
+    assert {round(float(weight), 4) for weight in first.weights} <= {0.0, FILL_WEIGHT, 1.0}

@@ -1,0 +1,119 @@
+"""`kvserve policies`, `kvserve doctor`, `--version`, and the tables they print."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kvserve import registry
+from server import cli, doctor, embedded
+from server.table import allowed
+
+
+def test_policies_lists_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["policies"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"\n{name} " in printed for name in registry.installed())
+
+
+@pytest.mark.parametrize("name", sorted(registry.installed()))
+def test_policy_shows_every_parameter(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["policies", name]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"  {field}: " in printed for field in registry.get(name).model_fields)
+
+
+def test_policies_json_is_what_the_endpoint_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["policies", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [card["name"] for card in listed["data"]] == list(registry.installed())
+    assert cli.main(["policies", "streaming", "--json"]) == 0
+    one = json.loads(capsys.readouterr().out)
+    assert one in listed["data"]
+    assert one["parameters"]["properties"]["sinks"]["type"] == "integer"
+
+
+def test_unknown_policy_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["policies", "nope"]) == 2
+    assert "streaming" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("schema", "text"),
+    [
+        ({"type": "integer", "minimum": 16, "maximum": 4096}, "integer >= 16 and <= 4096"),
+        ({"type": "number", "exclusiveMinimum": 0}, "number > 0"),
+        ({"anyOf": [{"type": "integer"}, {"type": "null"}]}, "integer or null"),
+        ({"enum": ["a", "b"]}, "'a' or 'b'"),
+        ({"type": "array", "items": {"type": "number"}}, "list of number"),
+    ],
+)
+def test_ranges_in_words(schema: dict[str, object], text: str) -> None:
+    assert allowed(schema) == text
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith("kvserve 0.")
+
+
+def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("serve", "policies", "doctor", "examples:"))
+
+
+# -- doctor -------------------------------------------------------------------------------------------
+
+MODEL = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "hidden_size": 256,
+    "head_dim": 64,
+}
+
+
+def _examine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **changed: object) -> int:
+    monkeypatch.setattr(doctor, "_layout", lambda size: iter(()))  # imports vLLM's kernels
+    (tmp_path / "config.json").write_text(json.dumps({**MODEL, **changed}))
+    return cli.main(["doctor", str(tmp_path)])
+
+
+def test_doctor_is_content_with_a_plain_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _examine(tmp_path, monkeypatch) == 0
+    printed = capsys.readouterr().out
+    assert "4 layers, 2 KV heads, head size 64" in printed
+    assert "speculative decoding" in printed
+
+
+@pytest.mark.parametrize(
+    ("changed", "word"),
+    [
+        ({"kv_lora_rank": 512}, "MLA"),
+        ({"is_encoder_decoder": True}, "encoder-decoder"),
+        ({"sliding_window": 4096}, "sliding window"),
+        ({"layer_types": ["sliding_attention"] * 4}, "full attention"),
+    ],
+)
+def test_doctor_says_why_not(
+    changed: dict[str, object],
+    word: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert _examine(tmp_path, monkeypatch, **changed) == 1
+    assert word in capsys.readouterr().out
+
+
+def test_doctor_without_any_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(embedded, "folder", lambda: None)
+    assert cli.main(["doctor"]) == 1
+    assert "cannot serve: model" in capsys.readouterr().out

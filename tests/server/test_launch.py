@@ -1,0 +1,173 @@
+"""How `kvserve serve` turns a command line into vLLM's arguments."""
+
+from argparse import Namespace
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server import embedded, launch, plugins
+from server.flags import UsageError
+
+
+def _args(**changed: Any) -> Namespace:
+    return Namespace(
+        **{
+            "additional_config": {},
+            "scheduler_cls": None,
+            "worker_cls": "auto",
+            "model": None,
+            "model_tag": None,
+            "served_model_name": None,
+            "kv_cache_memory_bytes": None,
+            "gpu_memory_utilization": None,
+            "headless": False,
+            "api_server_count": None,
+            "kv_policy": None,
+            "kv_groups": None,
+            "kv_resident_tokens": None,
+            **changed,
+        }
+    )
+
+
+def test_switches_the_engine_on() -> None:
+    args = _args(kv_policy="streaming:0.25", kv_groups=2)
+    launch.switch_on(args)
+    assert (args.scheduler_cls, args.worker_cls, args.api_server_count) == (launch.SCHEDULER, launch.WORKER, 1)
+    assert args.additional_config == {"kvserve": {"policy": "streaming:0.25", "groups": 2}}
+
+
+def test_merges_additional_config_and_flags_win() -> None:
+    args = _args(additional_config={"other": 1, "kvserve": {"groups": 4, "policy": "full"}}, kv_groups=2)
+    launch.switch_on(args)
+    assert args.additional_config == {"other": 1, "kvserve": {"policy": "full", "groups": 2}}
+
+
+@pytest.mark.parametrize(
+    ("changed", "word"),
+    [
+        ({"kv_policy": "nope"}, "installed"),
+        ({"kv_policy": "streaming:0"}, "budget"),
+        ({"kv_groups": 0}, "--kv-groups"),
+        ({"kv_resident_tokens": -1}, "--kv-resident-tokens"),
+        ({"additional_config": {"kvserve": {"grups": 2}}}, "grups"),
+        ({"scheduler_cls": "mine.Scheduler"}, "--scheduler-cls"),
+        ({"worker_cls": "mine.Worker"}, "--worker-cls"),
+        ({"grpc": True}, "--grpc"),
+        ({"api_server_count": 2}, "--api-server-count"),
+    ],
+)
+def test_refuses_with_the_flag_in_the_message(changed: dict[str, Any], word: str) -> None:
+    with pytest.raises(UsageError, match=word):
+        launch.switch_on(_args(**changed))
+
+
+@pytest.mark.parametrize("flags", [["--kv-policy", "nope"], ["--port", "1", "--kv-policy=streaming:2"]])
+def test_a_bad_policy_is_exit_code_2(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.serve(flags) == 2
+    assert "--kv-policy" in capsys.readouterr().err
+
+
+def test_embedded_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(embedded, "folder", lambda: tmp_path)
+    args = _args()
+    assert launch.choose_model(args)
+    assert (args.model, args.served_model_name) == (str(tmp_path), ["kvserve-mini"])
+    named = _args(served_model_name=["x"])
+    launch.choose_model(named)
+    assert named.served_model_name == ["x"]
+
+
+@pytest.mark.parametrize("where", ["model_tag", "model"])
+def test_named_model(where: str) -> None:
+    args = _args(**{where: "some/model"})
+    assert not launch.choose_model(args)
+    assert (args.model, args.served_model_name) == ("some/model", None)
+
+
+def test_no_embedded_model_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "folder", lambda: None)
+    with pytest.raises(UsageError, match="kvserve serve MODEL"):
+        launch.choose_model(_args())
+
+
+@pytest.mark.parametrize(
+    ("changed", "is_embedded", "before", "after"),
+    [
+        ({}, True, {}, "2"),
+        ({}, False, {}, None),
+        ({}, True, {launch.CPU_CACHE: "7"}, "7"),
+        ({"kv_cache_memory_bytes": 1}, True, {}, None),
+        ({"gpu_memory_utilization": 0.92}, True, {}, None),
+    ],
+)
+def test_cpu_cache(changed: dict[str, Any], is_embedded: bool, before: dict[str, str], after: str | None) -> None:
+    launch.prepare_cpu(_args(**changed), is_embedded, before)
+    assert before.get(launch.CPU_CACHE) == after
+
+
+def _entry(name: str, group: str) -> EntryPoint:
+    return EntryPoint(name, f"{name}:x", group)
+
+
+FOUND = [
+    _entry("kvserve", "vllm.general_plugins"),
+    _entry("lora", "vllm.general_plugins"),
+    _entry("tpu", "vllm.platform_plugins"),
+    _entry("admin", "vllm.endpoint_plugins"),
+]
+
+
+@pytest.mark.parametrize(
+    ("current", "expected"),
+    [
+        (None, "lora,tpu,kvserve"),  # endpoint plugins of others do not load unnamed, and we keep it so
+        ("", "kvserve"),
+        ("admin", "admin,kvserve"),
+        ("kvserve,lora", "lora,kvserve"),
+    ],
+)
+def test_vllm_plugins(current: str | None, expected: str) -> None:
+    assert plugins.allowed(current, FOUND) == expected
+
+
+def test_vllms_own_parser(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The real one: unknown flags reach it, MODEL may stand anywhere, dotted JSON flags are merged."""
+    pytest.importorskip("vllm")
+    monkeypatch.setattr("os.environ", {"PATH": ""})
+    monkeypatch.setattr(embedded, "folder", lambda: tmp_path)
+    args = launch.parsed(
+        ["--port", "8001", "--additional-config.mine", "1", "--kv-resident-tokens", "512", "--max-model-len", "2k"]
+    )
+    assert (args.model, args.port, args.max_model_len) == (str(tmp_path), 8001, 2000)
+    assert args.additional_config == {"mine": 1, "kvserve": {"resident_tokens": 512}}
+    assert (args.host, args.enable_request_id_headers) == ("127.0.0.1", True)
+    assert 0 < args.gpu_memory_utilization <= 1
+    assert launch.parsed(["--port", "8001", "other/model", "--host", "0.0.0.0"]).host == "0.0.0.0"
+    assert launch.parsed(["--model", "other/model"]).model == "other/model"
+    with pytest.raises(SystemExit) as caught:
+        launch.parsed(["--no-such-flag"])
+    assert caught.value.code == 2
+
+
+def test_cuda_runs_the_v1_runner_with_piecewise_graphs() -> None:
+    pytest.importorskip("vllm")
+    from vllm.config import CompilationConfig, CUDAGraphMode
+
+    environ: dict[str, str] = {}
+    for given, expected in (
+        (CompilationConfig(), CUDAGraphMode.PIECEWISE),
+        ({}, CUDAGraphMode.PIECEWISE),
+        (None, CUDAGraphMode.PIECEWISE),
+        (CompilationConfig(cudagraph_mode="NONE"), CUDAGraphMode.NONE),
+    ):
+        args = _args(compilation_config=given)
+        launch.prepare_cuda(args, environ)
+        assert args.compilation_config.cudagraph_mode == expected
+    assert environ == {launch.V2_RUNNER: "0"}
+    with pytest.raises(UsageError, match="cudagraph_mode FULL"):
+        launch.prepare_cuda(_args(compilation_config=CompilationConfig(cudagraph_mode="FULL")), environ)
+    with pytest.raises(UsageError, match=launch.V2_RUNNER):
+        launch.prepare_cuda(_args(compilation_config=None), {launch.V2_RUNNER: "1"})

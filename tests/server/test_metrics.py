@@ -1,0 +1,154 @@
+"""What /metrics shows, from made-up snapshots."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+import server.metrics
+from kvserve.errors import PolicyError
+from kvserve.stats import SECONDS, SHARES, EngineTotals, load
+from server.board import Board
+from server.metrics import KVStatLogger, export
+
+CONTRACT = {
+    "kvserve_requests_total": "counter",
+    "kvserve_compactions_total": "counter",
+    "kvserve_tokens_evicted_total": "counter",
+    "kvserve_tokens_merged_total": "counter",
+    "kvserve_blocks_freed_total": "counter",
+    "kvserve_compaction_seconds": "histogram",
+    "kvserve_kept_fraction": "histogram",
+    "kvserve_kv_bytes": "gauge",
+    "kvserve_kv_pool_bytes": "gauge",
+    "kvserve_policy_rejections_total": "counter",
+    "kvserve_pressure_compactions_total": "counter",
+    "kvserve_preemptions_avoided_total": "counter",
+    "kvserve_build_info": "gauge",
+}
+
+
+def _config(scheduler: str | None) -> Any:
+    return SimpleNamespace(
+        scheduler_config=SimpleNamespace(scheduler_cls=scheduler),
+        model_config=SimpleNamespace(served_model_name="m"),
+    )
+
+
+ON, OFF = _config("kvserve.scheduler.KVScheduler"), _config(None)
+
+
+def _snapshot(requests: int = 3) -> dict[str, int]:
+    totals = EngineTotals(resident_bytes=100, full_bytes=400, pool_bytes=1000, preemptions_avoided=1)
+    policy = totals.of("streaming")
+    policy.requests, policy.compactions, policy.evicted, policy.blocks_freed = requests, 5, 750.5, 40
+    policy.seconds.add(SECONDS, 0.0007)
+    policy.seconds.add(SECONDS, 99.0)
+    policy.kept.add(SHARES, 0.25)
+    return {totals.dump(): 0, "waiting": 2}
+
+
+def _post(board: Board, engine: int = 0, requests: int = 3) -> None:
+    snapshot = load(_snapshot(requests))
+    assert snapshot is not None
+    board.post(engine, snapshot)
+
+
+def _samples(board: Board) -> dict[tuple[str, ...], float]:
+    registry = CollectorRegistry()
+    export(board, registry)
+    families = text_string_to_metric_families(generate_latest(registry).decode())
+    return {(s.name, *sorted(s.labels.values())): s.value for f in families for s in f.samples}
+
+
+@pytest.fixture
+def board() -> Board:
+    board = Board()
+    board.serves(ON, True)
+    return board
+
+
+def test_names_and_types_are_those_of_the_contract(board: Board) -> None:
+    _post(board)
+    registry = CollectorRegistry()
+    export(board, registry)
+    found = dict(
+        line.split()[2:4] for line in generate_latest(registry).decode().splitlines() if line.startswith("# TYPE")
+    )
+    assert found == CONTRACT
+
+
+def test_values(board: Board) -> None:
+    _post(board)
+    samples = _samples(board)
+    assert samples["kvserve_requests_total", "m", "streaming"] == 3
+    assert samples["kvserve_tokens_evicted_total", "m", "streaming"] == 750.5
+    assert samples["kvserve_kv_bytes", "m", "resident"] == 100
+    assert samples["kvserve_kv_bytes", "full", "m"] == 400
+    assert samples["kvserve_kv_pool_bytes", "m"] == 1000
+    assert samples["kvserve_preemptions_avoided_total", "m"] == 1
+
+
+def test_histograms_are_cumulative(board: Board) -> None:
+    _post(board)
+    samples = _samples(board)
+
+    def at(name: str, edge: str) -> float:
+        return samples[name, *sorted((edge, "m", "streaming"))]
+
+    assert at("kvserve_compaction_seconds_bucket", "0.0005") == 0
+    assert at("kvserve_compaction_seconds_bucket", "0.001") == 1
+    assert at("kvserve_compaction_seconds_bucket", "2.5") == 1
+    assert at("kvserve_compaction_seconds_bucket", "+Inf") == 2
+    assert samples["kvserve_compaction_seconds_count", "m", "streaming"] == 2
+    assert samples["kvserve_compaction_seconds_sum", "m", "streaming"] == pytest.approx(99.0007)
+    assert at("kvserve_kept_fraction_bucket", "0.2") == 0
+    assert at("kvserve_kept_fraction_bucket", "0.25") == 1
+
+
+def test_engines_add_up_and_a_newer_snapshot_replaces(board: Board) -> None:
+    _post(board, engine=0, requests=3)
+    _post(board, engine=1, requests=4)
+    _post(board, engine=0, requests=6)
+    samples = _samples(board)
+    assert samples["kvserve_requests_total", "m", "streaming"] == 10
+    assert samples["kvserve_kv_pool_bytes", "m"] == 2000
+    assert samples["kvserve_compaction_seconds_count", "m", "streaming"] == 4
+
+
+def test_rejections_count_once_per_http_request(board: Board) -> None:
+    error = PolicyError("x", reason="too_long")
+    board.begin()
+    board.reject(error)
+    board.reject(error)  # the second prompt of the same request
+    board.begin()
+    board.reject(error)
+    assert _samples(board)["kvserve_policy_rejections_total", "m", "too_long"] == 2
+    assert _samples(board)["kvserve_policy_rejections_total", "m", "unknown_policy"] == 0
+
+
+def test_without_kvserve_only_the_build_is_shown() -> None:
+    board = Board()
+    board.serves(OFF, False)
+    assert {name for name, *_ in _samples(board)} == {"kvserve_build_info"}
+
+
+def test_stat_logger_may_be_made_many_times(monkeypatch: pytest.MonkeyPatch, board: Board) -> None:
+    registry = CollectorRegistry()
+    monkeypatch.setattr(server.metrics, "board", board)
+    monkeypatch.setattr(server.metrics, "export", lambda source: export(source, registry))
+    loggers = [KVStatLogger(ON, index) for index in (0, 1, 0)]
+    stats = SimpleNamespace(num_kv_fetch_reqs_by_stage=_snapshot())
+    loggers[0].record(stats, None, engine_idx=0)
+    loggers[1].record(None, None, engine_idx=1)
+    assert stats.num_kv_fetch_reqs_by_stage == {"waiting": 2}
+    assert board.totals().policies["streaming"].requests == 3
+
+
+def test_stat_logger_leaves_stock_engines_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.metrics, "board", Board())
+    stats = SimpleNamespace(num_kv_fetch_reqs_by_stage={"waiting": 2})
+    KVStatLogger(OFF).record(stats, None)
+    assert not server.metrics.board.reported

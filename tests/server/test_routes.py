@@ -1,0 +1,222 @@
+"""The routes in a real FastAPI app, with vLLM's handlers and a made-up model behind them."""
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from vllm.entrypoints.openai.completion.protocol import CompletionResponse, CompletionResponseChoice
+from vllm.entrypoints.serve.engine.protocol import UsageInfo
+from vllm.entrypoints.serve.exception_handling.register import init_exception_handler
+from vllm.exceptions import VLLMValidationError
+
+from kvserve import request as wire
+from kvserve.options import KVOptions
+from kvserve.policy import Facts
+from kvserve.stats import Outcome
+from server.board import Board
+from server.choice import Choice
+from server.plugin import KVEndpoints
+from server.service import Service
+
+FACTS = Facts(num_layers=4, groups=1, block_size=16, pool_tokens=10_000, max_model_len=4096, chunk=512)
+OUTCOME = Outcome("streaming", 0.25, 100, 25.0, 75.0, 0.0, 1, 10, 40)
+USAGE = {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}
+
+
+class Model:
+    """Stands in for vLLM's serving objects; files an outcome where the engine would."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.xargs: Any = None
+        self.refuse = False
+
+    async def create_completion(self, request: Any, raw_request: Any) -> Any:
+        self.xargs = request.vllm_xargs
+        if self.refuse and not request.stream:
+            raise VLLMValidationError("does not fit", parameter="kv_policy")
+        if (call := (self.xargs or {}).get(wire.CALL)) is not None:
+            self.service.ledger.file("a", {"call": call, **OUTCOME.record()})
+        return self._stream() if request.stream else self._whole()
+
+    def _whole(self) -> CompletionResponse:
+        choice = CompletionResponseChoice(index=0, text="ü")
+        return CompletionResponse(model="m", choices=[choice], usage=UsageInfo(**USAGE))
+
+    async def _stream(self) -> AsyncIterator[str]:
+        if self.refuse:
+            error = {"message": "does not fit", "type": "BadRequestError", "param": "kv_policy", "code": 400}
+            yield f"data: {json.dumps({'error': error})}\n\n"
+        else:
+            yield 'data: {"choices":[{"index":0,"text":"ü"}]}\n\n'
+            yield f"data: {json.dumps({'choices': [], 'usage': USAGE})}\n\n"
+        yield "data: [DONE]\n\n"
+
+
+def _app(default: str | None = None, facts: Facts | None = FACTS) -> FastAPI:
+    app = FastAPI()
+    KVEndpoints().attach_router(app)
+    init_exception_handler(app)
+    options = KVOptions.model_validate({"policy": default})
+    board = Board()
+    board.model_name, board.switched_on = "m", facts is not None
+    app.state.kvserve = Service(Choice(options, facts), board, options)
+    app.state.openai_serving_completion = Model(app.state.kvserve)
+    app.state.args = SimpleNamespace(log_error_stack=False, sse_keep_alive_interval=0)
+    return app
+
+
+@pytest.fixture
+def app() -> FastAPI:
+    return _app()
+
+
+@pytest.fixture
+def client(app: FastAPI) -> Iterator[TestClient]:
+    with TestClient(app) as client:
+        yield client
+
+
+def _post(client: TestClient, headers: dict[str, str] | None = None, **body: Any) -> Any:
+    return client.post("/v1/completions", json={"model": "m", "prompt": "x", **body}, headers=headers)
+
+
+def _xargs(client: TestClient) -> Any:
+    return client.app.state.openai_serving_completion.xargs  # type: ignore[attr-defined]
+
+
+def test_without_a_policy_nothing_changes(client: TestClient) -> None:
+    response = _post(client, vllm_xargs={"mine": 1})
+    assert response.json()["usage"].get("kv_cache") is None
+    assert "x-kv-policy" not in response.headers
+    assert _xargs(client) == {"mine": 1}
+
+
+def test_field_reaches_the_engine_and_the_outcome_comes_back(client: TestClient) -> None:
+    response = _post(client, kv_policy="streaming:0.25", vllm_xargs={"mine": 1})
+    assert response.status_code == 200
+    assert response.json()["usage"]["kv_cache"] == OUTCOME.record()
+    assert response.json()["choices"][0]["text"] == "ü"
+    assert response.headers["x-kv-policy"] == "streaming:0.25"
+    assert wire.parse(_xargs(client)[wire.KEY]).budget == 0.25
+    assert _xargs(client)["mine"] == 1
+
+
+def test_full_is_handed_on_without_a_call(client: TestClient) -> None:
+    response = _post(client, kv_policy="full")
+    assert "kv_cache" not in response.json()["usage"]
+    assert wire.parse(_xargs(client)[wire.KEY]).name == "full"
+    assert wire.CALL not in _xargs(client)
+
+
+def test_a_client_cannot_name_a_call(client: TestClient) -> None:
+    _post(client, vllm_xargs={wire.CALL: "someone's"})
+    assert _xargs(client) is None
+
+
+def test_header(client: TestClient) -> None:
+    assert _post(client, {"X-KV-Policy": "knorm:64"}).headers["x-kv-policy"] == "knorm:64"
+    assert _post(client, {"X-KV-Policy": "knorm:64"}, kv_policy=None).headers["x-kv-policy"] == "knorm:64"
+    assert "x-kv-policy" not in _post(client, {"X-KV-Policy": "knorm:64"}, kv_policy="full").headers
+
+
+def test_stream(client: TestClient, app: FastAPI) -> None:
+    response = _post(client, kv_policy="streaming:0.25", stream=True)
+    lines = [line for line in response.text.split("\n\n") if line]
+    assert lines[0] == 'data: {"choices":[{"index":0,"text":"ü"}]}'
+    assert json.loads(lines[1].removeprefix("data: "))["usage"] == {**USAGE, "kv_cache": OUTCOME.record()}
+    assert lines[2] == "data: [DONE]"
+    assert response.headers["x-kv-policy"] == "streaming:0.25"
+    assert len(app.state.kvserve.ledger) == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_the_engine_refuses_is_a_400(client: TestClient, app: FastAPI, stream: bool) -> None:
+    app.state.openai_serving_completion.refuse = True
+    response = _post(client, kv_policy="streaming:0.25", stream=stream)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "kv_policy"
+    assert "x-kv-policy" not in response.headers
+    assert len(app.state.kvserve.ledger) == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("value", "param"),
+    [("nope", "kv_policy"), (1.5, "kv_policy"), ({"name": "streaming", "x": 1}, "kv_policy.x")],
+)
+def test_bad_input_is_openais_error_body(client: TestClient, value: object, param: str, stream: bool) -> None:
+    response = _post(client, kv_policy=value, stream=stream)
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (error["param"], error["code"], error["type"]) == (param, 400, "BadRequestError")
+
+
+def test_rejections_are_counted_by_reason(client: TestClient, app: FastAPI) -> None:
+    _post(client, kv_policy="nope")
+    _post(client, {"X-KV-Policy": "streaming:0"})
+    counts = app.state.kvserve.board.rejections
+    assert (counts["unknown_policy"], counts["bad_parameter"]) == (1, 1)
+
+
+def test_beam_search_is_refused(client: TestClient) -> None:
+    assert _post(client, kv_policy="streaming:0.25", use_beam_search=True).status_code == 400
+    assert _post(client, kv_policy="full", use_beam_search=True).status_code == 200
+
+
+def test_default_policy() -> None:
+    with TestClient(_app("streaming:0.25")) as client:
+        assert _post(client).json()["usage"]["kv_cache"]["policy"] == "streaming"
+        assert "kv_cache" not in _post(client, kv_policy="full").json()["usage"]
+        assert _post(client, use_beam_search=True, kv_policy="full").status_code == 400
+
+
+def test_without_kvserve_only_full_is_served() -> None:
+    with TestClient(_app(facts=None)) as client:
+        assert _post(client, kv_policy="full").status_code == 200
+        assert _xargs(client) is None
+        assert "kvserve serve" in _post(client, kv_policy="streaming").json()["error"]["message"]
+
+
+def test_policies(client: TestClient) -> None:
+    listed = client.get("/v1/kv/policies").json()
+    assert listed["object"] == "list"
+    streaming = next(card for card in listed["data"] if card["name"] == "streaming")
+    assert (streaming["supported"], streaming["reason"]) == (True, None)
+    assert client.get("/v1/kv/policies/streaming").json() == streaming
+
+
+def test_unknown_policy_is_404_in_openais_body(client: TestClient) -> None:
+    response = client.get("/v1/kv/policies/nope")
+    assert response.status_code == 404
+    assert response.json()["error"]["code"] == 404
+
+
+def test_stats_before_the_first_request(client: TestClient) -> None:
+    stats = client.get("/v1/kv/stats").json()
+    assert (stats["enabled"], stats["pool_bytes"], stats["policies"]) == (True, None, {})
+
+
+def test_openapi_documents_the_field_and_the_endpoints(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    assert {"/v1/kv/policies", "/v1/kv/policies/{name}", "/v1/kv/stats"} <= set(document["paths"])
+    for path in ("/v1/chat/completions", "/v1/completions", "/v1/responses"):
+        schema = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        field = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]["properties"]["kv_policy"]
+        assert {part["type"] for part in field["anyOf"]} == {"string", "object", "null"}
+        assert "X-KV-Policy" in field["description"]
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/chat/completions/batch", "/invocations"])
+def test_routes_without_policies_refuse_one(client: TestClient, path: str) -> None:
+    assert client.post(path, json={"kv_policy": "streaming"}).status_code == 400
+    assert client.post(path, json={}, headers={"X-KV-Policy": "streaming"}).status_code == 400
+    assert client.post(path, json={"messages": '"kv_policy"'}).status_code == 404  # not in this small app
