@@ -32,8 +32,7 @@ class Accounts:
         self.facts = facts_of(scheduler.vllm_config, config.num_blocks)
         ranks = scheduler.vllm_config.parallel_config.tensor_parallel_size
         self._block_bytes = [
-            group.kv_cache_spec.page_size_bytes * len(group.layer_names) * ranks
-            for group in config.kv_cache_groups
+            group.kv_cache_spec.page_size_bytes * len(group.layer_names) * ranks for group in config.kv_cache_groups
         ]
         pool = max(self._block_bytes, default=0) * (config.num_blocks - 1)
         self.totals = EngineTotals(pool_bytes=pool)
@@ -72,18 +71,11 @@ class Accounts:
                 self.totals.of(policy).seconds.add(SECONDS, value)
         self._changed = True
 
-    def finished(self, request: Request, tracked: Tracked | None) -> Outcome | None:
-        """Book the end of a request, before its blocks are freed; the outcome if it had a policy."""
-        totals = self.totals.of(tracked.policy.name if tracked else FULL)
-        totals.requests += 1
-        self._changed = True
-        if tracked is None:
-            return None
+    def outcome(self, request: Request, tracked: Tracked) -> Outcome:
+        """What became of a request so far; call it while it still holds its blocks."""
+        # The last token's keys are never computed; asynchronous steps may have run ahead of the end.
         logical = max(0, min(request.num_computed_tokens, request.num_tokens - 1))
         kept = self.mean_physical(request.request_id, logical)
-        totals.blocks_freed += tracked.blocks_freed
-        if logical:
-            totals.kept.add(SHARES, kept / logical)
         resident, full = self.held_bytes(request.request_id, logical)
         return Outcome(
             policy=tracked.policy.name,
@@ -96,6 +88,19 @@ class Accounts:
             resident_bytes=resident,
             full_bytes=full,
         )
+
+    def finished(self, request: Request, tracked: Tracked | None) -> Outcome | None:
+        """Book the end of a request, before its blocks are freed; its outcome if it had a policy."""
+        totals = self.totals.of(tracked.policy.name if tracked else FULL)
+        totals.requests += 1
+        self._changed = True
+        if tracked is None:
+            return None
+        outcome = self.outcome(request, tracked)
+        totals.blocks_freed += tracked.blocks_freed
+        if outcome.logical_tokens:
+            totals.kept.add(SHARES, outcome.kept_tokens / outcome.logical_tokens)
+        return outcome
 
     # -- report --------------------------------------------------------------------------------------
 

@@ -58,9 +58,7 @@ class CompressibleManager(FullAttentionManager):
             **kwargs,
         )
 
-    def allocate_new_blocks(
-        self, request_id: str, num_tokens: int, num_tokens_main_model: int
-    ) -> list[KVCacheBlock]:
+    def allocate_new_blocks(self, request_id: str, num_tokens: int, num_tokens_main_model: int) -> list[KVCacheBlock]:
         offset = self.offset.get(request_id, 0)
         return super().allocate_new_blocks(request_id, num_tokens - offset, num_tokens_main_model - offset)
 

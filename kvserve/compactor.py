@@ -15,7 +15,8 @@ from kvserve.slots import Slots
 from kvserve.view import LayerView
 
 
-class Layer(NamedTuple):
+@dataclass(frozen=True)
+class Layer:
     """One compressible attention layer of this worker."""
 
     index: int  # among the compressible layers, in model order

@@ -1,12 +1,14 @@
 """The last queries of the requests whose policy wants to see them, captured as attention runs."""
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
-class Span(NamedTuple):
+@dataclass(frozen=True)
+class Span:
     """Consecutive tokens of one request in the batch of a step."""
 
     req_id: str

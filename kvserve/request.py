@@ -74,8 +74,7 @@ def _short_form(text: str) -> dict[str, Any]:
         except ValueError:
             continue
     raise PolicyError(
-        f"kv_policy is {text!r}: {budget!r} is not a budget; allowed: a whole number >= 1 or a "
-        "fraction in (0, 1]",
+        f"kv_policy is {text!r}: {budget!r} is not a budget; allowed: a whole number >= 1 or a fraction in (0, 1]",
         param="kv_policy.budget",
     )
 

@@ -15,6 +15,7 @@ from kvserve.accounts import Accounts
 from kvserve.admission import whole_prefill
 from kvserve.guard import refuse_unsupported
 from kvserve.plan import Feedback, KVSchedulerOutput, Plan
+from kvserve.stats import Outcome
 from kvserve.tracked import Tracked
 
 
@@ -115,13 +116,23 @@ class _Compressing:
             tracked.restart()
             self._kv_admit(request, tracked)
 
-    def update_from_output(
-        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
-    ) -> Any:
+    def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput) -> Any:
         feedback: Feedback | None = getattr(model_runner_output, "kv_feedback", None)
         if feedback is not None:
             self.kv.measured(feedback)
-        return super().update_from_output(scheduler_output, model_runner_output)  # type: ignore[misc]
+        result = super().update_from_output(scheduler_output, model_runner_output)  # type: ignore[misc]
+        if self.kv_requests:
+            for client in result.values():
+                self._kv_report_early(client.outputs)
+        return result
+
+    def _kv_report_early(self, outputs: list[Any]) -> None:
+        """Stop strings are found by the front end, whose abort brings no output: report with every token."""
+        for output in outputs:
+            tracked = self.kv_requests.get(output.request_id)
+            request = self.requests.get(output.request_id)  # type: ignore[attr-defined]
+            if tracked is not None and tracked.call and request is not None and request.sampling_params.stop:
+                output.kv_transfer_params = _record(tracked, self.kv.outcome(request, tracked))
 
     # -- it ends -------------------------------------------------------------------------------------
 
@@ -131,8 +142,8 @@ class _Compressing:
         for manager in self.kv.managers.values():
             manager.peak.pop(request.request_id, None)
         transfer, encoder = super()._free_request(request, *args, **kwargs)  # type: ignore[misc]
-        if tracked is not None and outcome is not None:
-            transfer = {**(transfer or {}), "kvserve": {wire.CALL: tracked.call, **outcome.record()}}
+        if tracked is not None and outcome is not None and tracked.call is not None:
+            transfer = {**(transfer or {}), **_record(tracked, outcome)}
         return transfer, encoder
 
     def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
@@ -150,6 +161,11 @@ class _Compressing:
             assert set(manager.offset) <= set(self.kv_requests), "offset of a request that is gone"
             assert set(manager.peak) <= set(self.kv_requests), "admission cap of a request that is gone"
         assert set(self.kv_requests) <= set(self.requests), "tracked request that vLLM does not know"  # type: ignore[attr-defined]
+
+
+def _record(tracked: Tracked, outcome: Outcome) -> dict[str, Any]:
+    """What travels to the API process in the place of a KV connector's parameters."""
+    return {"kvserve": {wire.CALL: tracked.call, **outcome.record()}}
 
 
 class KVSyncScheduler(_Compressing, Scheduler):

@@ -35,8 +35,7 @@ class CompressibleSpec(FullAttentionSpec):
 
     def is_uniform_with_collection(self, kv_cache_specs: Mapping[str, KVCacheSpec]) -> bool:
         return all(
-            isinstance(spec, CompressibleSpec) and spec.group_tag == self.group_tag
-            for spec in kv_cache_specs.values()
+            isinstance(spec, CompressibleSpec) and spec.group_tag == self.group_tag for spec in kv_cache_specs.values()
         )
 
     def max_memory_usage_bytes(self, vllm_config: Any) -> int:
@@ -76,6 +75,4 @@ def tagged(specs: dict[str, KVCacheSpec], groups: int, resident_tokens: int | No
 
 # The registry skips its built-in specs when it is not empty, so these must come first.
 KVCacheSpecRegistry._ensure_registered()
-KVCacheSpecRegistry.register(
-    CompressibleSpec, CompressibleManager, uniform_type_base_spec=FullAttentionSpec
-)
+KVCacheSpecRegistry.register(CompressibleSpec, CompressibleManager, uniform_type_base_spec=FullAttentionSpec)

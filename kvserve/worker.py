@@ -63,7 +63,7 @@ def _cuda_worker() -> type:
             if mode is not None and mode.has_full_cudagraphs():
                 raise UnsupportedError(
                     f"CUDA graph mode {mode.name} replays attention with the lengths of its capture; start with "
-                    f"--compilation-config '{{\"cudagraph_mode\": \"{CUDAGraphMode.PIECEWISE.name}\"}}'"
+                    f'--compilation-config \'{{"cudagraph_mode": "{CUDAGraphMode.PIECEWISE.name}"}}\''
                 )
             _register("cuda")
             super().__init__(vllm_config, *args, **kwargs)

@@ -1,6 +1,8 @@
 """The first control: no compression."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar
+
+from pydantic import Field
 
 from kvserve.policy import Moment, Policy
 
@@ -10,7 +12,7 @@ class Full(Policy):
 
     name: ClassVar[str] = "full"
     compresses: ClassVar[bool] = False
-    budget: Literal[1.0] = 1.0
+    budget: float = Field(1.0, ge=1, le=1, description="Always 1.0: all tokens")
 
     def due(self, at: Moment) -> int | None:
         return None

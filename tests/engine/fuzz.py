@@ -80,9 +80,7 @@ def check(llm: Any, seen: Counter[str]) -> None:
     scheduler.check_integrity()
     pool = scheduler.kv_cache_manager.block_pool
     managers = scheduler.kv_cache_manager.coordinator.single_type_managers
-    owners: Counter[int] = Counter(
-        b.block_id for m in managers for blocks in m.req_to_blocks.values() for b in blocks
-    )
+    owners: Counter[int] = Counter(b.block_id for m in managers for blocks in m.req_to_blocks.values() for b in blocks)
     held = {b.block_id for b in pool.blocks if b.ref_cnt > 0 and not b.is_null}
     assert held == set(owners), "blocks with references that no request holds, or the reverse"
     assert all(pool.blocks[i].ref_cnt == n for i, n in owners.items()), "reference counts"

@@ -55,7 +55,7 @@ def tokens(count: int, seed: int = 0) -> list[int]:
 
 def params(policy: Any = None, generate: int = 40, **more: Any) -> SamplingParams:
     """Greedy, with log-probabilities, not stopped by EOS."""
-    extra = {"kv_policy": policy} if policy is not None else None
+    extra = {"kv_policy": policy, "kv_call": "test"} if policy is not None else None
     return SamplingParams(
         **{"temperature": 0, "max_tokens": generate, "ignore_eos": True, "logprobs": 1, "extra_args": extra, **more}
     )

@@ -60,9 +60,7 @@ def test_stock_requests_beside_compressed_ones(llm, stock):
     outputs = harness.generate(llm, INTERLEAVED, policies)
     assert [harness.said(o) for o in outputs[::2]] == stock[2][::2]
     together = [harness.said(o)[0] for o in outputs[1::2]]
-    alone = [
-        harness.said(harness.generate(llm, [p], [q])[0])[0] for p, q in zip(INTERLEAVED[1::2], MIXED, strict=True)
-    ]
+    alone = [harness.said(harness.generate(llm, [p], [q])[0])[0] for p, q in zip(INTERLEAVED[1::2], MIXED, strict=True)]
     assert together == alone
     assert any(harness.outcome(o)["evicted_tokens"] > 0 for o in outputs[1::2])
 

@@ -77,7 +77,9 @@ def test_no_secret_leaves_its_request(llm):
     """120 concurrent requests share a prefix and hold distinct secrets: each answers as it does alone."""
     shared = harness.tokens(96, seed=5)
     prompts = [shared + harness.tokens(150, seed=100 + i) for i in range(120)]
-    policies = [[None, "streaming:80", "snapkv:80", "scissorhands:80", "random:80", "knorm:80"][i % 6] for i in range(120)]
+    policies = [
+        [None, "streaming:80", "snapkv:80", "scissorhands:80", "random:80", "knorm:80"][i % 6] for i in range(120)
+    ]
     together = [harness.said(o)[0] for o in harness.generate(llm, prompts, policies, 12)]
     for start in range(0, 120, 24):  # five other batches, so that neighbours and blocks differ
         some = slice(start, start + 24)

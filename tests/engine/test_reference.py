@@ -52,7 +52,9 @@ def test_same_as_reference(llm, expected, index, size):
     tokens, logps = harness.said(output)
     ref_tokens, ref_logps, rounds = expected(index, prompt)
 
-    found = {(s.logical, s.layer, h): row.tolist() for s in harness.selections(llm) for h, row in enumerate(s.positions)}
+    found = {
+        (s.logical, s.layer, h): row.tolist() for s in harness.selections(llm) for h, row in enumerate(s.positions)
+    }
     wanted = {(logical, layer, h): kept for logical, keep in rounds for (layer, h), kept in keep.items()}
     assert rounds, "the case does not compress"
     assert found.keys() == wanted.keys()

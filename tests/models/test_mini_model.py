@@ -45,8 +45,9 @@ def test_chat_questions_are_answered_exactly(model, tokenizer):
 def test_greedy_generation_stops_by_itself(model, tokenizer):
     item = retrieval_prompt(tokenizer, 0, TOKENS)
     prompt = tokenizer.apply_chat_template(
-        item.messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    produced = model.generate(**prompt, max_new_tokens=32)[0, prompt["input_ids"].shape[1]:]
+        item.messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    produced = model.generate(**prompt, max_new_tokens=32)[0, prompt["input_ids"].shape[1] :]
     assert produced[-1] == tokenizer.eos_token_id
     assert len(produced) < 32
 

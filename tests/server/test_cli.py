@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kvserve import registry
-from server import cli, doctor, embedded
+from server import architecture, cli, embedded
 from server.table import allowed
 
 
@@ -79,7 +79,7 @@ MODEL = {
 
 
 def _examine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **changed: object) -> int:
-    monkeypatch.setattr(doctor, "_layout", lambda size: iter(()))  # imports vLLM's kernels
+    monkeypatch.setattr(architecture, "_layout", lambda size: iter(()))  # imports vLLM's kernels
     (tmp_path / "config.json").write_text(json.dumps({**MODEL, **changed}))
     return cli.main(["doctor", str(tmp_path)])
 

@@ -327,4 +327,3 @@ def test_four_policies_at_once(server: Server) -> None:
         assert policy is not None
         outcome = _compressed(answer.usage, policy.partition(":")[0])
         assert outcome["resident_bytes"] / outcome["full_bytes"] < 0.5
-    assert len({answer.choices[0].text for answer in answers}) > 1

@@ -1,0 +1,49 @@
+# Two commands: `make serve` and `make test`. Python 3.11, make and a C compiler are all they need.
+
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+ENGINE ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
+
+MODEL ?=
+HOST  ?= 127.0.0.1
+PORT  ?= 8000
+ARGS  ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test test-all check bench model clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+# A stamp per set-up, renewed when pyproject.toml changes: a second start installs nothing.
+$(VENV)/.$(ENGINE): pyproject.toml deploy/set-up.sh
+	PYTHON=$(PYTHON) sh deploy/set-up.sh $(VENV) $(ENGINE)
+	@touch $@
+
+$(VENV)/.$(ENGINE)-dev: $(VENV)/.$(ENGINE)
+	PYTHON=$(PYTHON) sh deploy/set-up.sh $(VENV) $(ENGINE),dev
+	@touch $@
+
+serve: $(VENV)/.$(ENGINE) ## serve the embedded model, or MODEL=..., on HOST:PORT; ARGS="..." goes to vllm serve
+	$(BIN)/kvserve serve $(MODEL) --host $(HOST) --port $(PORT) $(ARGS)
+
+check: $(VENV)/.$(ENGINE)-dev ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: check ## check, and all tests but the slow ones
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: check ## all tests
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.$(ENGINE)-dev ## speed against stock vLLM: prints a table, writes results/bench.json
+	$(BIN)/python -m bench
+
+model: $(VENV)/.$(ENGINE)-dev ## train the embedded model from scratch (an hour or two on one core; resumable)
+	$(BIN)/python -m models.train
+
+clean: ## remove the virtual environment
+	rm -rf $(VENV)

@@ -1,0 +1,76 @@
+"""The command line: `kvserve serve | policies | doctor`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import kvserve
+
+EXAMPLES = """examples:
+  kvserve serve                                          the embedded model on 127.0.0.1:8000
+  kvserve serve Qwen/Qwen3-8B --kv-policy snapkv:0.25    compress by default to a quarter
+  kvserve serve --help=kvserve                           flags of kvserve; every `vllm serve` flag works too
+  kvserve policies snapkv                                its parameters, ranges and defaults
+  kvserve doctor Qwen/Qwen3-8B                           can this machine serve it, and if not why
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="kvserve",
+        description="vLLM with a KV-cache compression policy per request.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=_version())
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("serve", help="start the server; takes every flag of `vllm serve`", add_help=False)
+    policies = commands.add_parser("policies", help="list the installed policies, or show one")
+    policies.add_argument("name", nargs="?", metavar="NAME", help="show this policy's parameters")
+    policies.add_argument("--json", action="store_true", help="print what GET /v1/kv/policies answers")
+    doctor = commands.add_parser("doctor", help="what this machine, this vLLM and a model can serve")
+    doctor.add_argument("model", nargs="?", metavar="MODEL", help="folder or name (default: the embedded model)")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0 well, 1 cannot serve, 2 wrong usage."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["serve"]:  # vLLM's parser reads the rest
+        from server.launch import serve
+
+        return serve(argv[1:])
+    args = parser().parse_args(argv)
+    if args.command == "policies":
+        return show_policies(args.name, args.json)
+    from server.doctor import examine
+
+    return examine(args.model)
+
+
+def show_policies(name: str | None, as_json: bool) -> int:
+    """Print all policies, or one; 2 if it is not installed."""
+    from kvserve.errors import PolicyError
+    from server.catalog import card, cards
+    from server.table import details, overview
+
+    try:
+        found = cards() if name is None else card(name)
+    except PolicyError as error:
+        print(f"kvserve policies: {error}", file=sys.stderr)
+        return 2
+    if as_json:
+        print(found.model_dump_json(indent=2))
+    else:
+        print(overview(found) if name is None else details(found))  # type: ignore[arg-type]
+    return 0
+
+
+def _version() -> str:
+    from kvserve.guard import vllm_version
+
+    return f"kvserve {kvserve.__version__} (vLLM {vllm_version() or 'not installed'})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

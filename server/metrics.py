@@ -1,0 +1,149 @@
+"""Prometheus metrics, beside vLLM's own on /metrics.
+
+A collector instead of metric objects: the engine counts, this process only shows its latest snapshot.
+"""
+
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import Any
+from weakref import WeakSet
+
+from prometheus_client import REGISTRY
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector, CollectorRegistry
+from prometheus_client.utils import floatToGoString
+from vllm.v1.metrics.loggers import StatLoggerBase
+
+import kvserve
+from kvserve.guard import vllm_version
+from kvserve.options import switched_on
+from kvserve.stats import SECONDS, SHARES, Histogram, load
+from server.board import Board, board
+
+COUNTERS = {
+    "requests": ("kvserve_requests", "Requests finished"),
+    "compactions": ("kvserve_compactions", "Times that a request's cache was compacted"),
+    "evicted": ("kvserve_tokens_evicted", "Tokens evicted, per layer (mean over layers)"),
+    "merged": ("kvserve_tokens_merged", "Tokens merged into others, per layer (mean over layers)"),
+    "blocks_freed": ("kvserve_blocks_freed", "KV-cache blocks given back by compactions"),
+    "pressure_compactions": (
+        "kvserve_pressure_compactions",
+        "Compactions made because the pool ran out of blocks",
+    ),
+}
+HISTOGRAMS = {
+    "seconds": ("kvserve_compaction_seconds", "Time that one compaction took on a worker, seconds", SECONDS),
+    "kept": ("kvserve_kept_fraction", "Share of a request's tokens still held at its end", SHARES),
+}
+
+_exported: WeakSet[CollectorRegistry] = WeakSet()
+
+
+class KVCollector(Collector):
+    """Reads a board at each scrape."""
+
+    def __init__(self, source: Board) -> None:
+        self._board = source
+
+    def collect(self) -> Iterator[Metric]:
+        yield self._build_info()
+        if self._board.switched_on:
+            yield self._rejections()
+            yield from self._engine()
+            yield from self._policies()
+
+    def _build_info(self) -> Metric:
+        info = GaugeMetricFamily("kvserve_build_info", "Versions; the value is always 1", labels=["version", "vllm"])
+        info.add_metric([kvserve.__version__, vllm_version() or "unknown"], 1)
+        return info
+
+    def _rejections(self) -> Metric:
+        family = CounterMetricFamily(
+            "kvserve_policy_rejections",
+            "Requests refused because of their kv_policy",
+            labels=["model_name", "reason"],
+        )
+        for reason, count in self._board.rejections.items():
+            family.add_metric([self._board.model_name, reason], count)
+        return family
+
+    def _engine(self) -> Iterator[Metric]:
+        model, totals = self._board.model_name, self._board.totals()
+        held = GaugeMetricFamily(
+            "kvserve_kv_bytes",
+            "Bytes of KV-cache blocks of the running requests: held now (resident), and what the same "
+            "requests would hold uncompressed (full)",
+            labels=["model_name", "state"],
+        )
+        held.add_metric([model, "resident"], totals.resident_bytes)
+        held.add_metric([model, "full"], totals.full_bytes)
+        yield held
+        pool = GaugeMetricFamily("kvserve_kv_pool_bytes", "Bytes of all KV-cache blocks", labels=["model_name"])
+        if self._board.reported:  # its size is not known before the first report
+            pool.add_metric([model], totals.pool_bytes)
+        yield pool
+        avoided = CounterMetricFamily(
+            "kvserve_preemptions_avoided",
+            "Times that compacting a request saved another one from preemption",
+            labels=["model_name"],
+        )
+        avoided.add_metric([model], totals.preemptions_avoided)
+        yield avoided
+
+    def _policies(self) -> Iterator[Metric]:
+        model, policies = self._board.model_name, self._board.totals().policies
+        for field, (name, text) in COUNTERS.items():
+            counter = CounterMetricFamily(name, text, labels=["model_name", "policy"])
+            for policy, totals in policies.items():
+                counter.add_metric([model, policy], getattr(totals, field))
+            yield counter
+        for field, (name, text, edges) in HISTOGRAMS.items():
+            family = HistogramMetricFamily(name, text, labels=["model_name", "policy"])
+            for policy, totals in policies.items():
+                value: Histogram = getattr(totals, field)
+                family.add_metric([model, policy], buckets(edges, value), value.total)
+            yield family
+
+
+def buckets(edges: tuple[float, ...], histogram: Histogram) -> list[tuple[str, float]]:
+    """Cumulative counts by upper edge, as Prometheus wants them."""
+    names = [*map(floatToGoString, edges), "+Inf"]
+    return list(zip(names, accumulate(histogram.counts), strict=True))
+
+
+def export(source: Board, registry: CollectorRegistry = REGISTRY) -> None:
+    """Register a collector of `source`; the first one of a registry stays."""
+    if registry not in _exported:
+        _exported.add(registry)
+        registry.register(KVCollector(source))
+
+
+class KVStatLogger(StatLoggerBase):
+    """vLLM's `stat_logger_plugins` entry point: one object per engine, any number per process."""
+
+    def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
+        self._on = switched_on(vllm_config)
+        board.serves(vllm_config, self._on)
+        export(board)
+
+    def record(
+        self,
+        scheduler_stats: Any,
+        iteration_stats: Any,
+        mm_cache_stats: Any = None,
+        engine_idx: int = 0,
+    ) -> None:
+        """Take the snapshot out of vLLM's statistics, if there is one."""
+        if not self._on or scheduler_stats is None:
+            return
+        snapshot = load(scheduler_stats.num_kv_fetch_reqs_by_stage)
+        if snapshot is not None:
+            board.post(engine_idx, snapshot)
+
+    def log_engine_initialized(self) -> None:
+        """Nothing to say: `kvserve doctor` does."""

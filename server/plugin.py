@@ -1,0 +1,30 @@
+"""The entry point through which vLLM's API server loads kvserve's routes."""
+
+from argparse import Namespace
+from typing import Any
+
+from fastapi import FastAPI
+
+from server import generate, inspection
+from server.elsewhere import Elsewhere
+from server.service import Service
+
+
+class KVEndpoints:
+    """An `EndpointPlugin` (vllm/plugins/endpoint_plugins/interface.py).
+
+    vLLM loads it only if VLLM_PLUGINS names `kvserve`, which `kvserve serve` sees to.
+    """
+
+    name = "kvserve"
+    required_tasks = ("generate",)
+
+    def attach_router(self, app: FastAPI) -> None:
+        """Replace the three generating routes, add our own, and guard those that stay as they are."""
+        generate.attach(app)
+        inspection.attach(app)
+        app.add_middleware(Elsewhere)
+
+    async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
+        """Called when the engine is up. Raises PolicyError, which ends the server, for a bad default."""
+        state.kvserve = Service.over(engine_client)

@@ -1,0 +1,53 @@
+"""What the routes of one app share: the choice of policies, the ledger, the board."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import Request
+
+from kvserve.options import KVOptions, switched_on
+from server.board import Board, board
+from server.choice import Choice
+from server.ledger import Ledger
+
+
+@dataclass
+class Service:
+    """Made once the engine is up; lives in `app.state.kvserve`."""
+
+    choice: Choice
+    board: Board
+    options: KVOptions
+    ledger: Ledger = field(default_factory=Ledger)
+
+    @classmethod
+    def of(cls, request: Request) -> "Service":
+        service: Service = request.app.state.kvserve
+        return service
+
+    @classmethod
+    def over(cls, engine_client: Any) -> "Service":
+        """For vLLM's AsyncLLM. Raises PolicyError if the server's default policy cannot be served."""
+        config = engine_client.vllm_config
+        on = switched_on(config)
+        options = KVOptions.of(config) if on else KVOptions.model_validate({})
+        service = cls(Choice(options, _facts(config) if on else None), board, options)
+        board.serves(config, on)
+        if on:
+            service.ledger.watch(engine_client.output_processor)
+            _observe(board)
+        return service
+
+
+def _facts(vllm_config: Any) -> Any:
+    from kvserve.frontend import facts  # imports vLLM's engine, which a server without kvserve does not need
+
+    return facts(vllm_config)
+
+
+def _observe(to: Board) -> None:
+    """Count what kvserve's half of the engine's front end refuses."""
+    from kvserve.frontend import observers
+
+    if to.reject not in observers:
+        observers.append(to.reject)
