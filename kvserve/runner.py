@@ -11,6 +11,7 @@ from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
 from kvserve import request as wire
 from kvserve.compactor import Compactor, Layer
+from kvserve.guard import UnsupportedError
 from kvserve.lengths import GroupLengths, shift_slots
 from kvserve.options import KVOptions
 from kvserve.plan import Feedback
@@ -60,7 +61,7 @@ class KVRunner:
         self.kv = Compactor(
             layers,
             queries,
-            head_offset=self._kv_head_offset(attention[next(iter(order))]) if order else 0,
+            head_offset=self._kv_head_offset(),
             device=device,
             trace=KVOptions.of(self.vllm_config).trace,  # type: ignore[attr-defined]
         )
@@ -70,7 +71,7 @@ class KVRunner:
             for attn_group in self.attn_groups[g]:  # type: ignore[attr-defined]
                 attn_group.get_metadata_builder(0).kv_lengths = lengths
 
-    def _kv_head_offset(self, module: Any) -> int:
+    def _kv_head_offset(self) -> int:
         """Index of this rank's first KV head in the model."""
         rank = self.vllm_config.parallel_config.rank % self.vllm_config.parallel_config.tensor_parallel_size  # type: ignore[attr-defined]
         total = self.model_config.get_total_num_kv_heads()  # type: ignore[attr-defined]
@@ -81,6 +82,12 @@ class KVRunner:
         cache_dtype = str(self.vllm_config.cache_config.cache_dtype)  # type: ignore[attr-defined]
         fp8 = FP8.get(cache_dtype)
         scales = (module._k_scale_float, module._v_scale_float)
+        size = self.kv_cache_config.kv_cache_groups[group].kv_cache_spec.block_size  # type: ignore[attr-defined]
+        if module.kv_cache.shape[2] != size:
+            raise UnsupportedError(
+                f"the attention kernel splits blocks of {size} tokens into {module.kv_cache.shape[2]}; "
+                f"start with --block-size {module.kv_cache.shape[2]}"
+            )
         if self.device.type != "cpu":  # type: ignore[attr-defined]
             return TokenSlots(module.kv_cache, module.head_size, *scales, fp8)
         from kvserve.layout import cpu_packings

@@ -14,6 +14,7 @@ from kvserve import request as wire
 from kvserve.accounts import Accounts
 from kvserve.admission import whole_prefill
 from kvserve.guard import refuse_unsupported
+from kvserve.options import KVOptions
 from kvserve.plan import Feedback, KVSchedulerOutput, Plan
 from kvserve.stats import Outcome
 from kvserve.tracked import Tracked
@@ -27,6 +28,8 @@ class _Compressing:
         refuse_unsupported(self.vllm_config)  # type: ignore[attr-defined]
         self.kv_requests: dict[str, Tracked] = {}
         self.kv = Accounts(self)
+        if (default := KVOptions.of(self.vllm_config).policy) is not None:  # type: ignore[attr-defined]
+            wire.parse(default).check(self.kv.facts)  # better no server than one that refuses every request
         self.kv_deferred = 0  # due compactions that found no destination blocks
         self.kv_dropped = 0  # plans whose request was preempted in the same step
 
