@@ -53,11 +53,8 @@ def _extended(base: Any) -> Any:
     """A vLLM backend class with both mixins."""
     impl = type("KV" + base.get_impl_cls().__name__, (QueryTap, base.get_impl_cls()), {})
     builder = type("KV" + base.get_builder_cls().__name__, (PhysicalLengths, base.get_builder_cls()), {})
-    return type(
-        "KV" + base.__name__,
-        (base,),
-        {"get_impl_cls": staticmethod(lambda: impl), "get_builder_cls": staticmethod(lambda: builder)},
-    )
+    getters = {"get_impl_cls": staticmethod(lambda: impl), "get_builder_cls": staticmethod(lambda: builder)}
+    return type("KV" + base.__name__, (base,), {"__module__": __name__, **getters})
 
 
 class Backends:

@@ -62,10 +62,9 @@ class LayerView:
         results = []
         for head in range(self.num_heads):
             visible = self.positions[head][None, :] <= at[:, None]
-            q = queries[:, head * group : (head + 1) * group].transpose(0, 1)
-            logits = (q @ self.keys[head].T) * self.scale
-            probs = torch.softmax(logits.masked_fill(~visible, float("-inf")), dim=-1)
-            results.append(reduce(probs, visible))
+            q = queries[:, head * group : (head + 1) * group].transpose(0, 1) * self.scale
+            logits = (q @ self.keys[head].T).masked_fill_(~visible, float("-inf"))
+            results.append(reduce(torch.softmax(logits, dim=-1), visible))
         return torch.stack(results)
 
     def _recent_queries(self, last: int | None) -> tuple[Tensor, Tensor]:

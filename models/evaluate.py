@@ -19,7 +19,8 @@ from models.scene import FORMS, World, tokens_of
 from models.tasks import TASKS
 
 LENGTHS = (512, 1024, 1500, 2048)
-CELLS = tuple((task, form) for task in ("niah", "niah_free", "vt", "quote", "chain") for form in FORMS) + (
+CELLS = (
+    *((task, form) for task in ("niah", "niah_free", "vt", "quote", "chain") for form in FORMS),
     ("mqar", "completion"),
     ("copy", "completion"),
 )

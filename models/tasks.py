@@ -82,10 +82,8 @@ def quote(rng: Random, world: World, tokens: int, turns: int = 6) -> Scene:
 def copy(rng: Random, world: World, tokens: int, turns: int = 1) -> Scene:
     """Repeat the whole context: random words or prose. It trains the matching heads on any text."""
     room = (tokens - _RESERVE) // 2 - 2
-    if rng.random() < 0.5:
-        text = " ".join(world.filler(rng, room))
-    else:
-        text = " ".join(rng.choices(KEY_WORDS, k=room))
+    words = world.filler(rng, room) if rng.random() < 0.5 else rng.choices(KEY_WORDS, k=room)
+    text = " ".join(words)
     return Scene(" " + text, (Turn("\nAgain:", " " + text),))
 
 

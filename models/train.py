@@ -3,8 +3,8 @@
 import argparse
 import json
 import os
+import signal
 import time
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -36,7 +36,7 @@ class Run:
         structure.initialise(self.network, plan.seed)
         self.optimizer = _optimizer(self.network, plan.weight_decay)
         self.average = {name: weight.clone() for name, weight in self.network.state_dict().items()}
-        self.stage, self.step, self.seconds = 0, 0, 0.0
+        self.stage, self.step, self.seconds, self.stopped = 0, 0, 0.0, False
         self.loss = torch.compile(self._loss, dynamic=False) if compiled else self._loss
         self._load()
 
@@ -55,6 +55,10 @@ class Run:
         self.seconds += time.monotonic() - began
         return loss.item()
 
+    def stop(self, *_: object) -> None:
+        """Signal handler: let the step in progress be the last one."""
+        self.stopped = True
+
     def end_stage(self, folder: Path) -> None:
         """Export the averaged weights, then save with the next stage as the place to go on."""
         export(self.average, self.network.shape, self.tokenizer, folder)
@@ -63,6 +67,7 @@ class Run:
 
     def save(self) -> None:
         state = {
+            "seed": self.plan.seed,
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": self.average,
@@ -77,6 +82,8 @@ class Run:
         if not (self.work / "checkpoint.pt").exists():
             return
         state = torch.load(self.work / "checkpoint.pt", weights_only=True)
+        if state["seed"] != self.plan.seed:
+            raise ValueError(f"seed must be {state['seed']}, as in {self.work / 'checkpoint.pt'}, got {self.plan.seed}")
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.average = state["average"]
@@ -102,24 +109,32 @@ class Run:
 
 
 def train(plan: Plan, work: Path, folder: Path, compiled: bool) -> None:
+    """Work through the stages that are left; a signal to stop ends the current step first and then saves."""
     run = Run(plan, work, compiled)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, run.stop)
     while run.stage < len(plan.stages):
-        stage = plan.stages[run.stage]
-        title = f"stage {run.stage + 1}/{len(plan.stages)}, {stage.tokens} tokens"
-        with tqdm(total=stage.steps, initial=run.step, desc=title, unit="step", mininterval=5) as bar:
-            smooth = None
-            while run.step < stage.steps:
-                loss = run.advance()
-                smooth = loss if smooth is None else 0.95 * smooth + 0.05 * loss
-                bar.set_postfix(loss=f"{smooth:.3f}", refresh=False)
-                bar.update()
-                if run.step % SAVE_EVERY == 0:
-                    run.save()
+        _train_stage(run)
+        if run.stopped:
+            run.save()
+            print(f"saved {work / 'checkpoint.pt'}; start again to go on")
+            return
         run.end_stage(folder)
-    (folder / "recipe.json").write_text(
-        json.dumps({"plan": asdict(plan), "hours": round(run.seconds / 3600, 3), "torch": torch.__version__}, indent=2)
-        + "\n"
-    )
+    recipe = {"plan": asdict(plan), "hours": round(run.seconds / 3600, 3), "torch": torch.__version__}
+    (folder / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
+
+
+def _train_stage(run: Run) -> None:
+    stage, smooth = run.plan.stages[run.stage], None
+    title = f"stage {run.stage + 1}/{len(run.plan.stages)}, {stage.tokens} tokens"
+    with tqdm(total=stage.steps, initial=run.step, desc=title, unit="step", mininterval=5) as bar:
+        while run.step < stage.steps and not run.stopped:
+            loss = run.advance()
+            smooth = loss if smooth is None else 0.95 * smooth + 0.05 * loss
+            bar.set_postfix(loss=f"{smooth:.3f}", refresh=False)
+            bar.update()
+            if run.step % SAVE_EVERY == 0:
+                run.save()
 
 
 def _tokenizer(work: Path) -> Tokenizer:
@@ -146,8 +161,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
-    with suppress(KeyboardInterrupt):
-        train(Plan(seed=args.seed), args.work, args.to, not args.eager)
+    train(Plan(seed=args.seed), args.work, args.to, not args.eager)
 
 
 if __name__ == "__main__":

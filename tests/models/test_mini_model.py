@@ -1,9 +1,11 @@
 """The shipped weights: small, loadable by stock transformers, and able to look things up."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 
+from models.stages import Plan
 from models.tasks import retrieval_prompt
 from models.tokens import encode
 
@@ -21,6 +23,11 @@ def model(mini):
 
 def test_the_weights_are_small(mini):
     assert (mini / "model.safetensors").stat().st_size < 16e6
+
+
+def test_the_stage_table_is_the_one_that_made_the_weights(mini):
+    recipe = json.loads((mini / "recipe.json").read_text())
+    assert recipe["plan"] == json.loads(json.dumps(asdict(Plan())))
 
 
 def test_the_config_names_the_architecture(mini):

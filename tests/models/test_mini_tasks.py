@@ -44,7 +44,7 @@ def test_a_seed_gives_one_prompt(tokenizer):
 WRONG = [({"form": "poem"}, "form must be one of"), ({"needles": 50}, "tokens must be")]
 
 
-@pytest.mark.parametrize("wrong, message", WRONG)
+@pytest.mark.parametrize(("wrong", "message"), WRONG)
 def test_bad_arguments_are_refused_by_name(tokenizer, wrong, message):
     with pytest.raises(ValueError, match=message):
         retrieval_prompt(tokenizer, 0, 512, **wrong)

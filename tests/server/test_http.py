@@ -135,7 +135,6 @@ def test_stop_string(server: Server) -> None:
     assert answer.choices[0].text == text[: text.index(text[5:7])]
 
 
-@pytest.mark.xfail(strict=True, reason="the front end ends such a request; the engine never reports its outcome")
 def test_stop_string_reports_the_cache(server: Server) -> None:
     text = server.complete(TEXT, "streaming:0.25").choices[0].text
     _compressed(server.complete(TEXT, "streaming:0.25", stop=[text[5:7]]).usage)

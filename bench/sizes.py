@@ -1,0 +1,72 @@
+"""How large everything measured is; `QUICK` only proves that the bench runs."""
+
+from dataclasses import dataclass
+
+BLOCK = 32
+"""Tokens per KV block."""
+
+BUDGET = 512
+"""Tokens kept per layer by the compressing cases."""
+
+SLACK = 128
+"""The policies' default: while decoding, compactions lie this many tokens apart."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Lengths in tokens unless said otherwise."""
+
+    layers: int = 4
+    heads: int = 4  # KV heads, as many query heads, of 128 dimensions
+    hidden: int = 256
+    chunk: int = 512  # tokens per step at most (vLLM's max_num_batched_tokens)
+
+    batch: int = 8  # requests of (a), of the larger case of (d), and of the timed pool of (c)
+    overhead_prompt: int = 256
+    overhead_block: int = 10  # steps of one engine before the other takes its turn
+    overhead_pairs: int = 12  # such turns per repetition
+    overhead_control: bool = True  # a second stock engine, which shows what noise alone does
+
+    contexts: tuple[int, ...] = (1024, 2048, 4096, 8192)
+    context_steps: int = 32
+
+    pool_prompt: int = 4096
+    pool_output: int = 96
+    pool_holds: int = 3  # uncompressed requests
+    crowd: int = 20  # requests that compete for the pool where only concurrency is counted
+    crowd_output: int = 256  # long enough that none ends before the pool is full
+
+    compaction_prompt: int = 2048
+    compaction_output: int = 512
+
+    budget: int = BUDGET
+
+    def __post_init__(self) -> None:
+        if min(self.contexts) < 2 * self.budget:
+            raise ValueError(f"contexts {self.contexts} must be at least twice the budget {self.budget}")
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of keys and values per token, float32."""
+        return self.layers * self.heads * 128 * 2 * 4
+
+
+FULL_RUN = Sizes()
+QUICK = Sizes(
+    layers=2,
+    heads=2,
+    hidden=128,
+    batch=4,
+    overhead_prompt=64,
+    overhead_pairs=2,
+    overhead_control=False,
+    contexts=(256, 512),
+    context_steps=8,
+    pool_prompt=768,
+    pool_output=32,
+    crowd=8,
+    crowd_output=64,
+    compaction_prompt=256,
+    compaction_output=160,
+    budget=128,
+)

@@ -1,0 +1,36 @@
+"""What of the CUDA path can be checked without a GPU: classes, order of mixins, refusals."""
+
+from types import SimpleNamespace
+
+import pytest
+from vllm.config import CUDAGraphMode
+
+from kvserve import attention, guard, worker
+from kvserve.attention import Backends, PhysicalLengths, QueryTap
+
+
+@pytest.mark.parametrize("name", Backends.cuda)
+def test_backends_extend_the_stock_ones(name):
+    backend = getattr(attention, name)
+    impl, builder = backend.get_impl_cls(), backend.get_builder_cls()
+    assert impl.__mro__[1] is QueryTap
+    assert builder.__mro__[1] is PhysicalLengths
+    assert not builder.supports_update_block_table
+    assert backend.get_name() == backend.__mro__[1].get_name()
+
+
+@pytest.fixture
+def cuda_worker(monkeypatch):
+    monkeypatch.setattr(worker, "refuse_unsupported", lambda config: None)
+    return worker._cuda_worker()
+
+
+def test_worker_makes_its_runner_where_vllm_asks_for_one(cuda_worker):
+    assert "_make_model_runner" in vars(cuda_worker)
+
+
+@pytest.mark.parametrize("mode", [CUDAGraphMode.FULL, CUDAGraphMode.FULL_AND_PIECEWISE])
+def test_full_graphs_are_refused(cuda_worker, mode):
+    config = SimpleNamespace(compilation_config=SimpleNamespace(cudagraph_mode=mode))
+    with pytest.raises(guard.UnsupportedError, match="PIECEWISE"):
+        cuda_worker(config)
