@@ -6,8 +6,10 @@ turns last a few steps and their order swaps from pair to pair, so that drift an
 
 import multiprocessing
 import os
+import signal
 import statistics
 import time
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +21,9 @@ from bench.spread import paired_ratio
 PART = "a"
 STOCK, KV, CONTROL = "stock", "kvserve", "stock again"
 
+PATIENCE = 10
+"""Seconds that a child gets to end by itself."""
+
 
 class Turn(NamedTuple):
     wall: list[float]  # seconds of each step
@@ -27,6 +32,7 @@ class Turn(NamedTuple):
 
 def _serve(pipe: Connection, kv: bool, model: Path, sizes: Sizes) -> None:
     """Child: ("begin", seed) starts the requests afresh, ("turn", n) steps them, None ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     if not kv:
         os.environ["VLLM_PLUGINS"] = ""
     from bench.engine import Engine, prompt
@@ -71,9 +77,10 @@ class Rival:
         return turn
 
     def end(self) -> None:
-        self._pipe.close()
+        with suppress(OSError):
+            self._pipe.send(None)
+        self._child.join(PATIENCE)
         self._child.terminate()
-        self._child.join()
 
 
 def measure(sizes: Sizes, repeats: int, model: Path, book: Book) -> None:

@@ -13,6 +13,7 @@ from bench.book import Book
 from bench.engine import Engine, prompt
 from bench.policies import BUDGETED, Request, spoken
 from bench.sizes import BLOCK, SLACK, Sizes
+from bench.watch import watched
 
 PART = "c"
 PREFILLS = ("whole", "chunks")
@@ -58,8 +59,10 @@ def _count(sizes: Sizes, light: Path, book: Book) -> None:
         for name, policy in cases(sizes).items():
             output = sizes.crowd_output if policy else sizes.pool_output
             most = min(sizes.crowd, allowed(_held(policy, output, sizes), pool_blocks(sizes)))
-            at_once = _at_once(engine, policy, output, sizes)
-            book.add(PART, name, at_once=at_once, allowed=most, of_allowed=at_once / most)
+            with watched(engine) as watch:
+                at_once = _at_once(engine, policy, output, sizes)
+            preempted = watch.preempted
+            book.add(PART, name, at_once=at_once, allowed=most, of_allowed=at_once / most, preempted=preempted)
     finally:
         engine.stop()
 

@@ -15,6 +15,7 @@ COLUMNS = {
     "tokens_per_s": ("tokens/s", 1.0, 0),
     "at_once": ("at once", 1.0, 0),
     "allowed": ("allowed", 1.0, 0),
+    "preempted": ("preempted", 1.0, 0),
     "total_s": ("total s", 1.0, 1),
     "speed_up": ("x full", 1.0, 2),
     "plan_ms": ("plan ms", 1.0, 2),
@@ -65,12 +66,12 @@ class Report:
         return (
             f"{machine['cpu']}, {machine['threads']} thread(s) of {machine['cores']} cores; vLLM {vllm}; "
             f"{self._about['date']}; commit {self._about['commit']}.\n"
-            f"Random weights, float32, {s.layers} layers, {s.heads} KV heads of 128: {s.kv_bytes >> 10} KiB of KV cache "
-            f"per token, much for so small a model, as in (c) it is memory that counts. Medians (quartiles). "
+            f"Random weights, float32, {s.layers} layers, {s.heads} KV heads of 128: {s.kv_bytes >> 10} KiB of KV "
+            "cache per token, much for so small a model, so that attention is what costs. Medians (quartiles).\n"
             f"(a) {s.batch} requests, ratio to stock. (b) one request, ratio to the shortest context. "
-            f"(c) {s.batch} requests of {s.pool_prompt} + {s.pool_output} tokens in a pool for {s.pool_holds}; at once: "
-            f"counted with {s.crowd}. (d) compactions at slack {SLACK}, {s.compaction_output} tokens after a prompt of "
-            f"{s.compaction_prompt}; scissorhands has its own rhythm: half of its budget at a time."
+            f"(c) {s.batch} requests of {s.pool_prompt} + {s.pool_output} tokens in a pool for {s.pool_holds}; "
+            f"at once: counted with {s.crowd}. (d) compactions at slack {SLACK}, {s.compaction_output} tokens after "
+            f"a prompt of {s.compaction_prompt}; scissorhands has its own rhythm: half of its budget at a time."
         )
 
 

@@ -56,6 +56,14 @@ class Accounts:
             full += whole * self._block_bytes[i]
         return resident, full
 
+    def blocks_needed(self, req_id: str, logical: int, new: int) -> int:
+        """Blocks that a running request must be given before `new` more tokens have a slot."""
+        after = logical + new
+        return sum(m.get_num_blocks_to_allocate(req_id, after, (), logical, logical, after) for m in self._all_managers)
+
+    def free_blocks(self) -> int:
+        return int(self._scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
+
     # -- events --------------------------------------------------------------------------------------
 
     def compacted(self, tracked: Tracked, plans: Sequence[Plan]) -> None:
@@ -64,6 +72,13 @@ class Accounts:
         totals.compactions += 1
         totals.evicted += sum((p.held - p.keep) * sizes[p.group] for p in plans) / sum(self.bundles)
         self._changed = True
+
+    def relieved(self, tracked: Tracked) -> None:
+        """A compaction that only the pressure on the pool made due."""
+        self.totals.of(tracked.policy.name).pressure_compactions += 1
+
+    def preemption_avoided(self) -> None:
+        self.totals.preemptions_avoided += 1
 
     def measured(self, feedback: Feedback) -> None:
         for policy, seconds in feedback.seconds.items():

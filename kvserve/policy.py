@@ -60,7 +60,9 @@ class Policy(BaseModel):
         description="Tokens kept per layer: a whole number >= 1, or a fraction in (0, 1] of the tokens seen",
     )
     when: Literal["always", "pressure"] = Field(
-        "always", description="'always'; 'pressure' (only when the pool runs out) is not available yet"
+        "always",
+        description="'always', or 'pressure': only when the pool would otherwise run out of blocks and preempt "
+        "a request; then what is kept depends on load",
     )
     prefill: Literal["whole", "chunks"] = Field(
         "whole",

@@ -27,12 +27,6 @@ def parse(value: Any) -> Policy:
         policy = cls(**fields)
     except ValidationError as error:
         raise _explained(cls, error) from None
-    if policy.when == "pressure":
-        raise PolicyError(
-            "kv_policy.when is 'pressure', which this version cannot serve yet; allowed: 'always'",
-            param="kv_policy.when",
-            reason="unsupported",
-        )
     return policy
 
 

@@ -16,6 +16,7 @@ from kvserve.admission import whole_prefill
 from kvserve.guard import refuse_unsupported
 from kvserve.options import KVOptions
 from kvserve.plan import Feedback, KVSchedulerOutput, Plan
+from kvserve.planner import Planner
 from kvserve.stats import Outcome
 from kvserve.tracked import Tracked
 
@@ -30,7 +31,7 @@ class _Compressing:
         self.kv = Accounts(self)
         if (default := KVOptions.of(self.vllm_config).policy) is not None:  # type: ignore[attr-defined]
             wire.parse(default).check(self.kv.facts)  # better no server than one that refuses every request
-        self.kv_deferred = 0  # due compactions that found no destination blocks
+        self.kv_planner = Planner(self.kv, self.max_num_scheduled_tokens)  # type: ignore[attr-defined]
         self.kv_dropped = 0  # plans whose request was preempted in the same step
 
     # -- a request comes in --------------------------------------------------------------------------
@@ -68,45 +69,13 @@ class _Compressing:
     # -- a step --------------------------------------------------------------------------------------
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
-        plans = self._kv_plans() if self.kv_requests else []
+        plans = self.kv_planner.plans(self.running, self.kv_requests) if self.kv_requests else []  # type: ignore[attr-defined]
         output: SchedulerOutput = super().schedule(*args, **kwargs)  # type: ignore[misc]
         if not plans:
             return output
         live = [plan for plan in plans if self._kv_alive(plan)]
         self.kv_dropped += len(plans) - len(live)
         return KVSchedulerOutput(**vars(output), kv_plans=live)
-
-    def _kv_plans(self) -> list[Plan]:
-        plans: list[Plan] = []
-        for request in self.running:  # type: ignore[attr-defined]
-            tracked = self.kv_requests.get(request.request_id)
-            if tracked is not None and request.num_computed_tokens > 0:
-                plans += self._kv_plans_of(request, tracked)
-        return plans
-
-    def _kv_plans_of(self, request: Request, tracked: Tracked) -> list[Plan]:
-        req_id, logical = request.request_id, request.num_computed_tokens
-        mean = self.kv.mean_physical(req_id, logical)
-        keep = tracked.due(logical, round(mean), request.is_prefill_chunk)
-        if keep is None:
-            return []
-        plans = []
-        by_group = tracked.keep_by_group(keep, self.kv.bundles)
-        for (group, manager), count in zip(self.kv.managers.items(), by_group, strict=True):
-            held = manager.physical(req_id, logical)
-            if held <= count:
-                continue
-            moved = manager.compact(req_id, logical, count)
-            if moved is None:
-                tracked.overdue = True
-                self.kv_deferred += 1
-                continue
-            tracked.blocks_freed += moved.freed
-            plans.append(Plan(req_id, group, logical, held, count, tuple(moved.src), tuple(moved.dst)))
-        if plans:
-            tracked.compactions += 1
-            self.kv.compacted(tracked, plans)
-        return plans
 
     def _kv_alive(self, plan: Plan) -> bool:
         """Whether the request still holds the plan's blocks: it may have been preempted meanwhile."""

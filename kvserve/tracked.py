@@ -43,6 +43,8 @@ class Tracked:
             self.prefilled = True
         if stage == "prefill" and self.whole:
             return None
+        if stage != "prefill" and self.policy.when == "pressure" and not self.overdue:
+            return None
         self.overdue = False
         return self.policy.due(Moment(logical, physical, stage))  # type: ignore[arg-type]
 

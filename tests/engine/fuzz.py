@@ -11,7 +11,8 @@ from tests.engine import harness
 class Traffic:
     """Requests with random policies, budgets, lengths, shared prefixes and aborts."""
 
-    def __init__(self, llm: Any, seed: int, prefix: str = "fuzz") -> None:
+    def __init__(self, llm: Any, seed: int, prefix: str = "fuzz", pressure: float = 0.0) -> None:
+        self.pressure = pressure
         self.llm, self.random, self.name = llm, random.Random(seed), f"{prefix}{seed}"
         self.prefixes = [harness.tokens(self.random.randrange(40, 400), seed=1000 + i) for i in range(4)]
         self.sent: dict[str, tuple[list[int], Any, int]] = {}
@@ -29,6 +30,8 @@ class Traffic:
         fields: dict[str, Any] = {"name": name, "budget": budget, "slack": self.random.choice([16, 32, 64])}
         if self.random.random() < 0.3:
             fields["prefill"] = "chunks"
+        if self.random.random() < self.pressure:
+            fields["when"] = "pressure"
         if name == "scissorhands":
             fields["drop"] = self.random.choice([0.05, 0.2, 0.5])
             fields["slope"] = self.random.choice([0.0, 0.3]) if self.groups > 1 else 0.0

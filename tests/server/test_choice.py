@@ -52,7 +52,7 @@ BAD: list[tuple[object, str, str]] = [
     ({"name": "streaming", "colour": 1}, "kv_policy.colour", "bad_parameter"),
     ({"name": "streaming", "slack": 1}, "kv_policy.slack", "bad_parameter"),
     ({"name": "streaming", "slack": "128"}, "kv_policy.slack", "bad_parameter"),
-    ({"name": "streaming", "when": "pressure"}, "kv_policy.when", "unsupported"),
+    ({"name": "streaming", "when": "never"}, "kv_policy.when", "bad_parameter"),
     ("{not json", "kv_policy", "bad_parameter"),
 ]
 HEADERS = [case for case in BAD if isinstance(case[0], str)]

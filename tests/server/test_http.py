@@ -183,7 +183,7 @@ BAD = [
     ({"name": "streaming", "budget": True}, "kv_policy.budget"),
     ({"name": "streaming", "colour": "red"}, "kv_policy.colour"),
     ({"name": "snapkv", "window": "32"}, "kv_policy.window"),
-    ({"name": "streaming", "when": "pressure"}, "kv_policy.when"),
+    ({"name": "streaming", "when": "never"}, "kv_policy.when"),
     ({"budget": 0.5}, "kv_policy.name"),
     (7, "kv_policy"),
     ([], "kv_policy"),
