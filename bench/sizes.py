@@ -23,8 +23,8 @@ class Sizes:
 
     batch: int = 8  # requests of (a), of the larger case of (d), and of the timed pool of (c)
     overhead_prompt: int = 256
-    overhead_block: int = 10  # steps of one engine before the other takes its turn
-    overhead_pairs: int = 12  # such turns per repetition
+    overhead_block: int = 5  # steps of one engine before the other takes its turn
+    overhead_pairs: int = 48  # such turns per repetition
     overhead_control: bool = True  # a second stock engine, which shows what noise alone does
 
     contexts: tuple[int, ...] = (1024, 2048, 4096, 8192)
@@ -58,7 +58,7 @@ QUICK = Sizes(
     hidden=128,
     batch=4,
     overhead_prompt=64,
-    overhead_pairs=2,
+    overhead_pairs=4,
     overhead_control=False,
     contexts=(256, 512),
     context_steps=8,

@@ -22,4 +22,5 @@ def facts_of(vllm_config: Any, num_blocks: int | None = None) -> Facts:
         pool_tokens=max(0, blocks - 1) // groups * cache.block_size,
         max_model_len=vllm_config.model_config.max_model_len,
         chunk=vllm_config.scheduler_config.max_num_batched_tokens,
+        tensor_parallel=parallel.tensor_parallel_size,
     )

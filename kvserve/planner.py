@@ -67,7 +67,8 @@ class Planner:
     def _compact(self, request: Request, known: Tracked, keep: int) -> list[Plan]:
         req_id, logical = request.request_id, request.num_computed_tokens
         plans = []
-        by_group = known.keep_by_group(keep, self._accounts.bundles)
+        mean = round(self._accounts.mean_physical(req_id, logical))
+        by_group = known.keep_by_group(keep, mean, self._accounts.bundles)
         for (group, manager), count in zip(self._accounts.managers.items(), by_group, strict=True):
             held = manager.physical(req_id, logical)
             if held <= count:

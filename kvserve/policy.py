@@ -35,6 +35,7 @@ class Facts(NamedTuple):
     pool_tokens: int  # tokens that an otherwise empty pool can hold for one request
     max_model_len: int
     chunk: int  # largest prefill chunk, tokens
+    tensor_parallel: int = 1  # workers among which the KV heads of a layer are split
 
 
 class Moment(NamedTuple):
@@ -54,6 +55,7 @@ class Policy(BaseModel):
     paper: ClassVar[str] = ""
     reads: ClassVar[tuple[str, ...]] = ()  # of "keys", "values", "queries": shown to users
     compresses: ClassVar[bool] = True
+    per_head: ClassVar[bool] = True  # whether the KV heads of a layer choose for themselves
 
     budget: int | float = Field(
         0.5,
@@ -135,8 +137,8 @@ class Policy(BaseModel):
             return None
         return target
 
-    def shares(self, keep: int, num_layers: int) -> list[int] | None:
-        """Tokens kept by each layer if their mean is `keep`; None = the same in all."""
+    def shares(self, keep: int, num_layers: int, held: int) -> list[int] | None:
+        """Tokens kept by each layer if their mean is `keep` of now `held`; None = the same in all."""
         return None
 
     def overshoot(self) -> int:

@@ -48,9 +48,9 @@ class Tracked:
         self.overdue = False
         return self.policy.due(Moment(logical, physical, stage))  # type: ignore[arg-type]
 
-    def keep_by_group(self, keep: int, bundles: Sequence[int]) -> list[int]:
-        """`keep` tokens per layer on the mean -> tokens for each group; bundles = layers per group."""
-        shares = self.policy.shares(keep, sum(bundles))
+    def keep_by_group(self, keep: int, held: int, bundles: Sequence[int]) -> list[int]:
+        """`keep` of `held` tokens per layer on the mean -> tokens for each group; bundles = layers per group."""
+        shares = self.policy.shares(keep, sum(bundles), held)
         if shares is None:
             return [keep] * len(bundles)
         result, start = [], 0

@@ -60,7 +60,7 @@ class Scissorhands(ScoringPolicy):
     def overshoot(self) -> int:
         return 1
 
-    def shares(self, keep: int, num_layers: int) -> list[int] | None:
+    def shares(self, keep: int, num_layers: int, held: int) -> list[int] | None:
         if self.slope == 0 or num_layers < 2:
             return None
         step = 2 * self.slope / (num_layers - 1)

@@ -4,7 +4,6 @@ import random
 from collections import Counter
 from typing import Any
 
-from kvserve import registry
 from tests.engine import harness
 
 
@@ -24,7 +23,7 @@ class Traffic:
     def policy(self) -> Any:
         if self.random.random() < 0.3:
             return None
-        name = self.random.choice([n for n, p in registry.installed().items() if p.compresses])
+        name = self.random.choice(harness.policies(self.llm))
         share = self.random.random() < 0.5
         budget = self.random.choice([0.1, 0.25, 0.5, 0.9]) if share else self.random.randrange(40, 300)
         fields: dict[str, Any] = {"name": name, "budget": budget, "slack": self.random.choice([16, 32, 64])}

@@ -11,6 +11,8 @@ from typing import Any
 from vllm import LLM, SamplingParams
 
 import models
+from kvserve import registry
+from kvserve.errors import PolicyError
 
 BLOCK = 32
 MINI = Path(models.__file__).parent / "mini"  # the embedded model
@@ -70,6 +72,18 @@ def generate(
     return llm.generate(
         [{"prompt_token_ids": p} for p in prompts], [params(p, length) for p in policies], use_tqdm=False
     )
+
+
+def policies(llm: LLM) -> list[str]:
+    """The compressing policies that this engine can serve with their defaults."""
+    names = []
+    for name, policy in registry.installed().items():
+        try:
+            policy().check(scheduler(llm).kv.facts)
+        except PolicyError:
+            continue
+        names += [name] if policy.compresses else []
+    return names
 
 
 def said(output: Any) -> tuple[list[int], list[float]]:

@@ -181,3 +181,34 @@ def scissorhands(budget: int, history: int = 400, recent: int = 10, drop: float 
         return each(trace, pick)
 
     return act
+
+
+def keydiff(budget: int, slack: int = 128, sinks: int = 4, recent: int = 32) -> Round:
+    def act(trace: Trace, logical: int, physical: int, fresh: bool) -> Keep | None:
+        if physical <= budget or not (fresh or logical % slack == 0):
+            return None
+
+        def pick(layer: int, head: int, held: list[int]) -> list[int]:
+            keys = [trace.keys[layer][head, i].double() for i in range(len(held))]
+            anchor = sum(k / k.norm() for k in keys) / len(keys)
+            score = {p: -float(k @ anchor / (k.norm() * anchor.norm())) for p, k in zip(held, keys, strict=True)}
+            return best(score, budget, set(held[-recent:]) | {p for p in held if p < sinks})
+
+        return each(trace, pick)
+
+    return act
+
+
+def tova(budget: int, slack: int = 128) -> Round:
+    def act(trace: Trace, logical: int, physical: int, fresh: bool) -> Keep | None:
+        if physical <= budget or not (fresh or logical % slack == 0):
+            return None
+
+        def pick(layer: int, head: int, held: list[int]) -> list[int]:
+            row = trace.rows[logical - 1][layer]  # (Hq, slots): heads may hold the same tokens in TOVA only
+            score = {p: sum(float(row[q, i]) for q in range(len(row))) / len(row) for i, p in enumerate(held)}
+            return best(score, budget, {held[-1]})
+
+        return each(trace, pick)
+
+    return act

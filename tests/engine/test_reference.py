@@ -10,6 +10,8 @@ CASES = [
     ("knorm", {"budget": 100}, lambda: reference.knorm(100)),
     ("snapkv", {"budget": 96}, lambda: reference.snapkv(96)),
     ("snapkv", {"budget": 200, "window": 16, "kernel": 5}, lambda: reference.snapkv(200, 16, 5)),
+    ("keydiff", {"budget": 100}, lambda: reference.keydiff(100)),
+    ("tova", {"budget": 100}, lambda: reference.tova(100)),
     ("scissorhands", {"budget": 64}, lambda: reference.scissorhands(64)),
     ("scissorhands", {"budget": 200, "history": 40, "drop": 0.1}, lambda: reference.scissorhands(200, 40, 10, 0.1)),
 ]

@@ -16,7 +16,7 @@ GOOD = [
     ("full", {"name": "full"}),
 ]
 BAD = [
-    ("nope", "kv_policy", "installed: full, knorm"),
+    ("nope", "kv_policy", "installed: full, keydiff, knorm"),
     ("", "kv_policy", "'name' or 'name:budget'"),
     (7, "kv_policy", "got int"),
     ("{'a'", "kv_policy", "not valid JSON"),

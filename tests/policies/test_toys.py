@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kvserve import request
-from kvserve.policy import LayerView, Moment, top_slots
+from kvserve.policy import Facts, LayerView, Moment, PolicyError, top_slots
 
 
 def view(positions, *, keys=None, queries=None, at=None, since=0, state=None, layer=0):
@@ -91,7 +91,7 @@ class TestScissorhands:
 
     def test_slope_moves_budget_to_late_layers_and_keeps_the_sum(self):
         policy = request.parse({"name": "scissorhands", "budget": 101, "slope": 0.5})
-        shares = policy.shares(101, 4)
+        shares = policy.shares(101, 4, 500)
         assert shares == sorted(shares)
         assert sum(shares) == 4 * 101
         assert shares[0] < 60 < 140 < shares[-1]
@@ -125,6 +125,42 @@ class TestKNorm:
         keys = [[[9.0, 0], [1, 0], [5, 0], [2, 0], [7, 0]]]
         policy = request.parse({"name": "knorm", "budget": 3, "sinks": 0, "recent": 1})
         assert policy.select(view([list(range(5))], keys=keys), 3).tolist() == [[1, 3, 4]]
+
+
+class TestKeyDiff:
+    def test_the_odd_one_stays(self):
+        keys = [[[1.0, 0.1], [2, 0.1], [0.1, 3], [4, 0.2], [1, 0]]]
+        policy = request.parse({"name": "keydiff", "budget": 2, "sinks": 0, "recent": 1})
+        assert policy.select(view([list(range(5))], keys=keys), 2).tolist() == [[2, 4]]
+
+
+class TestTOVA:
+    def test_one_set_for_all_heads(self):
+        """Each head alone would keep another token; the mean decides, and the last token stays."""
+        keys, queries = rows_as_keys([[0.5, 0.1, 0.2, 0.1, 0.1]])
+        other, _ = rows_as_keys([[0.1, 0.1, 0.6, 0.1, 0.1]])
+        policy = request.parse({"name": "tova", "budget": 2})
+        both = [queries[0] * 2]
+        seen = view([list(range(5))] * 2, keys=keys + other, queries=both, at=[5])
+        assert policy.select(seen, 2).tolist() == [[2, 4], [2, 4]]
+
+    def test_tensor_parallelism_is_refused(self):
+        with pytest.raises(PolicyError, match="tensor-parallel-size 1"):
+            request.parse("tova").check(Facts(4, 1, 32, 1000, 4096, 512, tensor_parallel=2))
+
+
+class TestPyramidKV:
+    def test_budgets_shrink_with_depth_and_keep_their_mean(self):
+        policy = request.parse({"name": "pyramidkv", "budget": 132, "window": 32})
+        assert policy.shares(132, 4, 5000) == [227, 164, 100, 37]  # 32 + 195, 132, 68, 5
+
+    def test_no_layer_gets_more_than_there_is(self):
+        policy = request.parse({"name": "pyramidkv", "budget": 132, "window": 32})
+        assert policy.shares(132, 3, 182) == [182, 132, 82]
+
+    def test_one_group_is_refused(self):
+        with pytest.raises(PolicyError, match="--kv-groups"):
+            request.parse("pyramidkv").check(Facts(4, 1, 32, 1000, 4096, 512))
 
 
 class TestRandom:

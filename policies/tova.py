@@ -1,0 +1,41 @@
+"""What the newest token does not look at can go."""
+
+from typing import ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from kvserve.policy import Facts, LayerView, PolicyError, ScoringPolicy
+
+
+class TOVA(ScoringPolicy):
+    """Keep the tokens that the last query attends to most, averaged over all heads of a layer.
+
+    All KV heads of a layer keep the same tokens. The paper evicts one token per generated token; here a
+    round every `slack` tokens drops as many at once, by the query of that moment. The mean over all heads
+    needs them in one worker, so tensor parallelism is refused.
+    """
+
+    name: ClassVar[str] = "tova"
+    paper: ClassVar[str] = "arXiv:2401.06104"
+    reads: ClassVar[tuple[str, ...]] = ("keys", "queries")
+    per_head: ClassVar[bool] = False
+
+    sinks: int = Field(0, ge=0, le=1024, description="First tokens of the prompt, always kept")
+    recent: int = Field(1, ge=1, le=4096, description="Newest tokens, always kept")
+
+    @property
+    def query_window(self) -> int:
+        return 1
+
+    def check(self, facts: Facts) -> None:
+        if facts.tensor_parallel > 1:
+            raise PolicyError(
+                f"kv_policy 'tova' averages over all heads of a layer, which tensor parallelism "
+                f"({facts.tensor_parallel}) splits over workers; allowed: a server with tensor-parallel-size 1",
+                reason="unsupported",
+            )
+
+    def scores(self, view: LayerView) -> Tensor:
+        attention = view.per_head(lambda probs, _: probs.mean(dim=(0, 1)), last=1)
+        return attention.mean(dim=0, keepdim=True).expand(view.num_heads, -1)

@@ -1,0 +1,58 @@
+"""Layer groups: budgets by layer with blocks really freed, and a clear refusal where there is one group only."""
+
+import pytest
+from vllm.exceptions import VLLMValidationError
+
+from tests.engine import harness
+
+PROMPT = harness.tokens(600, seed=2)
+SLOPED = {"name": "scissorhands", "budget": 100, "slope": 0.4}
+PYRAMID = {"name": "pyramidkv", "budget": 100, "window": 16, "decode": True}
+
+
+@pytest.fixture(scope="module")
+def llm():
+    engine = harness.start(blocks=4 * 256, max_num_batched_tokens=1024, options={"groups": 4})
+    yield engine
+    harness.stop(engine)
+
+
+@pytest.mark.parametrize("policy", [SLOPED, PYRAMID], ids=lambda p: p["name"])
+def test_layers_get_their_shares(llm, policy):
+    harness.selections(llm)
+    before = harness.free_blocks(llm)
+    llm.llm_engine.add_request("a", {"prompt_token_ids": PROMPT}, harness.params(policy, 40))
+    llm.llm_engine.step()
+    assert harness.free_blocks(llm) == before - 4 * 19  # 600 tokens in each of 4 groups
+    llm.llm_engine.step()
+    counts = [s.positions.shape[1] for s in harness.selections(llm)]
+    assert len(counts) == 4
+    assert sum(counts) == 4 * 100
+    assert counts == sorted(counts, reverse=policy is PYRAMID)
+    assert counts[0] != counts[-1]
+    held = sum(-(-(count + 1) // harness.BLOCK) for count in counts)
+    assert harness.free_blocks(llm) == before - held
+    [output] = [o for o in _drained(llm) if o.finished]
+    assert harness.outcome(output)["kept_tokens"] < 150
+    assert harness.free_blocks(llm) == before
+
+
+def _drained(llm):
+    outputs = []
+    while llm.llm_engine.has_unfinished_requests():
+        outputs += llm.llm_engine.step()
+    return outputs
+
+
+def test_one_group_refuses_budgets_by_layer():
+    engine = harness.start(blocks=64, max_model_len=1024)
+    for policy, param in ((SLOPED, "kv_policy.slope"), (PYRAMID, "kv_policy")):
+        with pytest.raises(VLLMValidationError, match="--kv-groups") as error:
+            harness.generate(engine, [PROMPT], [policy], 4)
+        assert error.value.parameter == param
+    harness.stop(engine)
+
+
+def test_layers_that_do_not_divide_are_refused():
+    with pytest.raises(Exception, match="does not divide the 4 compressible layers"):
+        harness.start(blocks=64, options={"groups": 3})
