@@ -11,7 +11,7 @@ from torch import Tensor
 from kvserve.plan import Feedback, Plan
 from kvserve.policy import Policy
 from kvserve.queries import QueryRings
-from kvserve.slots import Slots
+from kvserve.slots import Slots, Tokens
 from kvserve.view import LayerView
 
 
@@ -99,10 +99,12 @@ class Compactor:
         self.feedback.add(held.policy.name, time.perf_counter() - started)
 
     def _compact(self, plan: Plan, held: Held, layer: Layer, src: Tensor, dst: Tensor) -> None:
-        contents = layer.slots.read(src, plan.held)
-        view = self._view(plan, held, layer, contents)
+        view = self._view(plan, held, layer, src)
         stay = held.policy.select(view, plan.keep)
-        layer.slots.write(dst, _take(contents, stay))
+        # Both are picked before either is written: source and destination blocks overlap.
+        keys, values = (tokens.pick(src, stay) for tokens in layer.slots)
+        layer.slots.keys.write(dst, keys)
+        layer.slots.values.write(dst, values)
         held.layers[layer.index] = LayerMemory(
             positions=view.positions.gather(1, stay),
             since=plan.logical,
@@ -112,7 +114,7 @@ class Compactor:
             kept = held.layers[layer.index].positions.cpu()
             self.selections.append(Selection(plan.req_id, layer.index, plan.logical, kept))
 
-    def _view(self, plan: Plan, held: Held, layer: Layer, contents: Tensor) -> LayerView:
+    def _view(self, plan: Plan, held: Held, layer: Layer, src: Tensor) -> LayerView:
         memory = held.layers.get(layer.index)
         queries, at = self.queries.last(plan.req_id, layer.index, plan.logical)
         return LayerView(
@@ -121,7 +123,7 @@ class Compactor:
             logical=plan.logical,
             since=memory.since if memory else 0,
             positions=self._positions(plan, held, layer, memory),
-            load=lambda: layer.slots.decode(contents),
+            load=lambda which: _loaded(getattr(layer.slots, which), src, plan.held),
             scale=layer.scale,
             head_offset=self._head_offset,
             queries=queries,
@@ -143,6 +145,10 @@ class Compactor:
             return None
         taken, self.feedback = self.feedback, Feedback()
         return taken
+
+
+def _loaded(tokens: Tokens, blocks: Tensor, count: int) -> Tensor:
+    return tokens.decode(tokens.read(blocks, count))
 
 
 def _take(values: Tensor, stay: Tensor) -> Tensor:

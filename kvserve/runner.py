@@ -17,7 +17,7 @@ from kvserve.options import KVOptions
 from kvserve.plan import Feedback
 from kvserve.policy import Policy
 from kvserve.queries import QueryRings, Span
-from kvserve.slots import PackedSlots, Slots, TokenSlots
+from kvserve.slots import Slots, cpu_slots, gpu_slots
 from kvserve.spec import CompressibleSpec, tagged
 
 FP8 = {"fp8": torch.float8_e4m3fn, "fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
@@ -89,14 +89,16 @@ class KVRunner:
                 f"start with --block-size {module.kv_cache.shape[2]}"
             )
         if self.device.type != "cpu":  # type: ignore[attr-defined]
-            return TokenSlots(module.kv_cache, module.head_size, *scales, fp8)
+            if module.kv_cache.shape[3] != 2 * module.head_size:
+                raise UnsupportedError(f"KV cache dtype {cache_dtype!r} stores more than keys and values with a token")
+            return gpu_slots(module.kv_cache, module.head_size, scales, fp8)
         from kvserve.layout import cpu_packings
 
         cache = module.kv_cache
         _, keys, _, values = cpu_packings(
             module.isa, self.dtype, cache_dtype, cache.shape[2], cache.shape[3] // 2  # type: ignore[attr-defined]
         )  # fmt: skip
-        return PackedSlots(cache, keys, values, *scales, fp8)
+        return cpu_slots(cache, (keys, values), scales, fp8)
 
     # -- a step --------------------------------------------------------------------------------------
 

@@ -1,7 +1,11 @@
-"""Reading and writing the tokens of one layer's paged cache, block ids in, (H, n, 2 * D) out."""
+"""Reading, picking and writing the tokens of one layer's paged cache, keys and values apart.
+
+Shapes: B blocks in the pool, b block ids, H local KV heads, S tokens per block, D head size. Contents stay in
+storage dtype and are moved as they are, never re-quantised.
+"""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -9,84 +13,109 @@ from torch import Tensor
 from kvserve.layout import Packing
 
 
-class Slots(Protocol):
-    """One layer's cache. Contents are in storage dtype and moved as they are, never re-quantised."""
+class Tokens(Protocol):
+    """The keys, or the values, of one layer's cache."""
 
-    def read(self, blocks: Tensor, tokens: int) -> Tensor:
-        """Contents of the first `tokens` slots of these blocks: (H, tokens, 2 * D), keys then values."""
+    def read(self, blocks: Tensor, count: int) -> Tensor:
+        """Contents of the first `count` slots of these blocks, (H, count, D)."""
+
+    def pick(self, blocks: Tensor, slots: Tensor) -> Tensor:
+        """Contents of some slots for each head: slots (H, m) -> (H, m, D), a copy."""
 
     def write(self, blocks: Tensor, contents: Tensor) -> None:
-        """Store (H, m, 2 * D) into the first m slots of these blocks and zero the rest of the last one."""
+        """Store (H, m, D) into the first m slots of these blocks and zero the rest of the last one."""
 
-    def decode(self, contents: Tensor) -> tuple[Tensor, Tensor]:
-        """Contents -> keys and values, each (H, n, D) float32."""
+    def decode(self, contents: Tensor) -> Tensor:
+        """Contents -> float32."""
+
+
+class Slots(NamedTuple):
+    """One layer's cache."""
+
+    keys: Tokens
+    values: Tokens
 
 
 @dataclass
-class PackedSlots:
-    """vLLM's CPU cache: (blocks, H, block_size, 2 * D), keys and values of a chunk packed apart."""
+class _Stored:
+    """What storage says about numbers: fp8 codes with one scale per layer, or plain floats."""
 
-    cache: Tensor
-    keys: Packing
-    values: Packing
-    k_scale: float = 1.0
-    v_scale: float = 1.0
+    scale: float = 1.0
     fp8: torch.dtype | None = None
 
-    def __post_init__(self) -> None:
-        blocks, heads, size, width = self.cache.shape
-        self._raw = self.cache.view(blocks, heads, 2, size * width // 2)
-        self._size, self._head = size, width // 2
-
-    def read(self, blocks: Tensor, tokens: int) -> Tensor:
-        raw = self._raw[blocks]  # (b, H, 2, size * D)
-        both = [packing.unpack(raw[:, :, i]) for i, packing in enumerate((self.keys, self.values))]
-        tiles = torch.cat(both, dim=-1)  # (b, H, size, 2 * D)
-        return tiles.transpose(0, 1).reshape(tiles.shape[1], -1, 2 * self._head)[:, :tokens]
-
-    def write(self, blocks: Tensor, contents: Tensor) -> None:
-        heads, tokens, width = contents.shape
-        tiles = contents.new_zeros(heads, len(blocks) * self._size, width)
-        tiles[:, :tokens] = contents
-        tiles = tiles.view(heads, len(blocks), self._size, width).transpose(0, 1)
-        keys, values = tiles.split(self._head, dim=-1)
-        self._raw[blocks, :, 0] = self.keys.pack(keys)
-        self._raw[blocks, :, 1] = self.values.pack(values)
-
-    def decode(self, contents: Tensor) -> tuple[Tensor, Tensor]:
-        if self.fp8 is not None:
-            contents = contents.contiguous().view(self.fp8)
-        keys, values = contents.float().split(self._head, dim=-1)
-        return keys * self.k_scale, values * self.v_scale
+    def decode(self, contents: Tensor) -> Tensor:
+        if self.fp8 is None:
+            return contents.float()
+        return contents.contiguous().view(self.fp8).float() * self.scale
 
 
 @dataclass
-class TokenSlots:
-    """vLLM's GPU cache in its logical view (blocks, H, block_size, C): a token's C elements are its own.
+class StridedTokens(_Stored):
+    """A cache in which a token's place is only strides: `view` is (B, H, S, D) over vLLM's memory.
 
-    C is keys then values; the physical order of the axes is only strides, so plain indexing serves all
-    of vLLM's layouts (FlashAttention, Triton).
+    All of vLLM's GPU layouts are, and the CPU layouts but those for AMX.
     """
 
-    cache: Tensor
-    head_size: int
-    k_scale: float = 1.0
-    v_scale: float = 1.0
-    fp8: torch.dtype | None = None
+    view: Tensor = None  # type: ignore[assignment]
 
-    def read(self, blocks: Tensor, tokens: int) -> Tensor:
-        tiles = self.cache[blocks]  # (b, H, size, C)
-        return tiles.transpose(0, 1).reshape(tiles.shape[1], -1, tiles.shape[3])[:, :tokens]
+    def read(self, blocks: Tensor, count: int) -> Tensor:
+        tiles = self.view[blocks].transpose(0, 1)
+        return tiles.reshape(tiles.shape[0], -1, tiles.shape[3])[:, :count]
+
+    def pick(self, blocks: Tensor, slots: Tensor) -> Tensor:
+        size = self.view.shape[2]
+        heads = torch.arange(slots.shape[0], device=slots.device)[:, None]
+        return self.view[blocks[slots // size], heads, slots % size]
 
     def write(self, blocks: Tensor, contents: Tensor) -> None:
-        heads, tokens, width = contents.shape
-        size = self.cache.shape[2]
-        tiles = contents.new_zeros(heads, len(blocks) * size, width)
-        tiles[:, :tokens] = contents
-        self.cache[blocks] = tiles.view(heads, len(blocks), size, width).transpose(0, 1)
+        self.view[blocks] = _tiles(contents, len(blocks), self.view.shape[2])
 
-    def decode(self, contents: Tensor) -> tuple[Tensor, Tensor]:
-        if self.fp8 is not None:
-            contents = contents.contiguous().view(self.fp8)
-        keys, values = contents.float().split(self.head_size, dim=-1)
-        return keys * self.k_scale, values * self.v_scale
+
+@dataclass
+class PackedTokens(_Stored):
+    """A cache whose chunks must be unpacked: `raw` is (B, H, S * D)."""
+
+    raw: Tensor = None  # type: ignore[assignment]
+    packing: Packing = None  # type: ignore[assignment]
+
+    def read(self, blocks: Tensor, count: int) -> Tensor:
+        tiles = self.packing.unpack(self.raw[blocks]).transpose(0, 1)
+        return tiles.reshape(tiles.shape[0], -1, tiles.shape[3])[:, :count]
+
+    def pick(self, blocks: Tensor, slots: Tensor) -> Tensor:
+        heads = torch.arange(slots.shape[0])[:, None]
+        return self.read(blocks, len(blocks) * self.packing.block_size)[heads, slots]
+
+    def write(self, blocks: Tensor, contents: Tensor) -> None:
+        self.raw[blocks] = self.packing.pack(_tiles(contents, len(blocks), self.packing.block_size))
+
+
+def _tiles(contents: Tensor, blocks: int, size: int) -> Tensor:
+    """(H, m, D) -> (blocks, H, size, D), zeros behind the m tokens."""
+    heads, count, width = contents.shape
+    tiles = contents.new_zeros(heads, blocks * size, width)
+    tiles[:, :count] = contents
+    return tiles.view(heads, blocks, size, width).transpose(0, 1)
+
+
+def cpu_slots(
+    cache: Tensor, packings: tuple[Packing, Packing], scales: tuple[float, float], fp8: torch.dtype | None
+) -> Slots:
+    """vLLM's CPU cache (B, H, S, 2 * D): a chunk of (block, head) holds packed keys, then packed values."""
+    blocks, heads, size, width = cache.shape
+    halves = cache.view(blocks, heads, 2, size * width // 2)
+
+    def tokens(half: int) -> Tokens:
+        raw, packing = halves[:, :, half], packings[half]
+        if len(packing.shape) != 2:
+            return PackedTokens(scales[half], fp8, raw, packing)
+        view = raw.unflatten(-1, packing.shape).permute(0, 1, *(2 + i for i in packing.order))
+        return StridedTokens(scales[half], fp8, view)
+
+    return Slots(tokens(0), tokens(1))
+
+
+def gpu_slots(cache: Tensor, head_size: int, scales: tuple[float, float], fp8: torch.dtype | None) -> Slots:
+    """vLLM's GPU cache in its logical view (B, H, S, 2 * D): a token's keys, then its values."""
+    keys, values = cache.split(head_size, dim=-1)
+    return Slots(StridedTokens(scales[0], fp8, keys), StridedTokens(scales[1], fp8, values))

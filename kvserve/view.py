@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ class LayerView:
     """One layer of one request at the moment of a compaction. Slots are in order of age, oldest first.
 
     Shapes: H local KV heads, G query heads per KV head, n slots held, D head size, W captured queries.
-    Keys and queries are post-RoPE. `load` reads `(keys, values)`, each (H, n, D) float32, on first use.
+    Keys and queries are post-RoPE. `load` reads the "keys" or the "values", (H, n, D) float32, on first use.
     """
 
     layer: int
@@ -21,7 +22,7 @@ class LayerView:
     logical: int  # tokens of the request seen so far
     since: int  # `logical` at this layer's previous compaction, 0 if none
     positions: Tensor  # (H, n) int64: logical position of the token in each slot
-    load: Callable[[], tuple[Tensor, Tensor]]
+    load: Callable[[Literal["keys", "values"]], Tensor]
     scale: float = 1.0
     head_offset: int = 0  # index of the first local KV head in the whole model (tensor parallelism)
     queries: Tensor | None = None  # (W, H * G, D) float32, oldest first
@@ -37,18 +38,14 @@ class LayerView:
         return self.positions.shape[1]
 
     @cached_property
-    def _content(self) -> tuple[Tensor, Tensor]:
-        return self.load()
-
-    @property
     def keys(self) -> Tensor:
         """(H, n, D) float32."""
-        return self._content[0]
+        return self.load("keys")
 
-    @property
+    @cached_property
     def values(self) -> Tensor:
         """(H, n, D) float32."""
-        return self._content[1]
+        return self.load("values")
 
     def per_head(self, reduce: Callable[[Tensor, Tensor], Tensor], last: int | None = None) -> Tensor:
         """Stack `reduce(probs, visible)` over the KV heads.

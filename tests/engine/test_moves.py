@@ -26,7 +26,9 @@ def shuffle_through(runner):
                 blocks = torch.tensor(runner.requests[req_id].block_ids[group][: -(-held // size)])
                 for layer in layers:
                     if held:
-                        layer.slots.write(blocks, layer.slots.read(blocks, held))
+                        everything = torch.arange(held).expand(layer.num_kv_heads, -1)
+                        for tokens in layer.slots:
+                            tokens.write(blocks, tokens.pick(blocks, everything))
                         moved["tokens"] += held
         return result
 

@@ -29,7 +29,7 @@ def view(keys, values, queries, positions=None, window=0):
         logical=slots,
         since=0,
         positions=torch.arange(slots).expand(H, -1) if positions is None else positions,
-        load=lambda: (keys, values),
+        load=lambda which: keys if which == "keys" else values,
         scale=D**-0.5,
         queries=queries[keep] if window else None,
         query_positions=at[keep] if window else None,

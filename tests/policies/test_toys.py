@@ -17,7 +17,7 @@ def view(positions, *, keys=None, queries=None, at=None, since=0, state=None, la
         logical=int(pos.max()) + 1,
         since=since,
         positions=pos,
-        load=lambda: (content, content),
+        load=lambda _: content,
         queries=None if queries is None else torch.tensor(queries, dtype=torch.float32),
         query_positions=None if at is None else torch.tensor(at),
         state=state or {},
