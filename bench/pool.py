@@ -16,14 +16,15 @@ from bench.sizes import BLOCK, SLACK, Sizes
 from bench.watch import watched
 
 PART = "c"
-PREFILLS = ("whole", "chunks")
+PREFILLS = {"streaming": ("whole", "chunks")}
+"""Compacting between chunks is what a tight pool wants; one policy shows what the default costs."""
 
 
 def cases(sizes: Sizes) -> dict[str, Request | None]:
     """Name of the case -> the policy of its requests."""
     found: dict[str, Request | None] = {"full": None}
     for name, request in BUDGETED.items():
-        for prefill in PREFILLS:
+        for prefill in PREFILLS.get(name, ("chunks",)):
             found[f"{spoken(name, sizes)} {prefill}"] = {**request(sizes), "prefill": prefill}
     return found
 

@@ -31,7 +31,7 @@ class Sizes:
     context_steps: int = 32
 
     pool_prompt: int = 4096
-    pool_output: int = 96
+    pool_output: int = 256
     pool_holds: int = 3  # uncompressed requests
     crowd: int = 20  # requests that compete for the pool where only concurrency is counted
     crowd_output: int = 256  # long enough that none ends before the pool is full

@@ -21,9 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from kvserve.errors import PolicyError
-from kvserve.view import LayerView
+from kvserve.view import LayerView, unseen_slots
 
-__all__ = ["Facts", "LayerView", "Moment", "Policy", "PolicyError", "ScoringPolicy", "top_slots"]
+__all__ = ["Facts", "LayerView", "Moment", "Policy", "PolicyError", "ScoringPolicy", "top_slots", "unseen_slots"]
 
 
 class Facts(NamedTuple):

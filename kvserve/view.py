@@ -48,20 +48,22 @@ class LayerView:
         return self.load("values")
 
     def per_head(self, reduce: Callable[[Tensor, Tensor], Tensor], last: int | None = None) -> Tensor:
-        """Stack `reduce(probs, visible)` over the KV heads.
+        """Stack `reduce(probs, seen)` over the KV heads.
 
         probs: (G, W, n) float32, the causal softmax attention of the last `last` captured queries (all
-        if None) on the slots held now; visible: (W, n) bool, slot not younger than the query. Head by
-        head, so that memory stays at G * W * n floats.
+        if None) on the slots held now; seen: (W,) int64, how many slots each query could see: the first
+        ones, since slots are in order of age. Head by head, so that memory stays at G * W * n floats.
         """
         queries, at = self._recent_queries(last)
         group = queries.shape[1] // self.num_heads
         results = []
         for head in range(self.num_heads):
-            visible = self.positions[head][None, :] <= at[:, None]
+            seen = torch.searchsorted(self.positions[head].contiguous(), at, right=True)
             q = queries[:, head * group : (head + 1) * group].transpose(0, 1) * self.scale
-            logits = (q @ self.keys[head].T).masked_fill_(~visible, float("-inf"))
-            results.append(reduce(torch.softmax(logits, dim=-1), visible))
+            logits = q @ self.keys[head].T
+            young, unseen = unseen_slots(seen, self.num_slots)
+            logits[:, :, young:].masked_fill_(unseen, float("-inf"))
+            results.append(reduce(torch.softmax(logits, dim=-1), seen))
         return torch.stack(results)
 
     def _recent_queries(self, last: int | None) -> tuple[Tensor, Tensor]:
@@ -69,3 +71,9 @@ class LayerView:
             raise RuntimeError("this policy reads queries but does not declare query_window")
         start = 0 if last is None else max(0, len(self.queries) - last)
         return self.queries[start:], self.query_positions[start:]
+
+
+def unseen_slots(seen: Tensor, slots: int) -> tuple[int, Tensor]:
+    """First slot that some query could not see, and (W, slots - first) bool: which ones it could not."""
+    first = min(int(seen[0]), slots) if len(seen) else slots  # queries are in order of age, too
+    return first, torch.arange(first, slots, device=seen.device) >= seen[:, None]

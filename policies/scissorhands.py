@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kvserve.policy import Facts, LayerView, Moment, PolicyError, ScoringPolicy
+from kvserve.policy import Facts, LayerView, Moment, PolicyError, ScoringPolicy, unseen_slots
 
 
 class Scissorhands(ScoringPolicy):
@@ -84,13 +84,16 @@ class Scissorhands(ScoringPolicy):
         earlier = view.state.get("low")
         if earlier is not None:
             votes = torch.cat([earlier, votes], dim=2)
-        return votes[:, :, -self.history :].contiguous()
+        return votes[:, :, -self.history :]
 
 
-def _low(probs: Tensor, visible: Tensor) -> Tensor:
-    """(W, n) uint8: visible slots with less than the average attention of that query.
+def _low(probs: Tensor, seen: Tensor) -> Tensor:
+    """(W, n) uint8: slots that a query could see and gave less than the average attention.
 
     The threshold 1/n is lowered by a rounding error, so that uniform attention casts no vote.
     """
-    average = 1.0 / visible.sum(dim=1, keepdim=True)
-    return ((probs.mean(dim=0) < average * (1 - 1e-5)) & visible).to(torch.uint8)
+    mean = probs[0] if len(probs) == 1 else probs.mean(dim=0)
+    low = mean < ((1 - 1e-5) / seen)[:, None]
+    young, unseen = unseen_slots(seen, low.shape[1])
+    low[:, young:].masked_fill_(unseen, False)
+    return low.view(torch.uint8)
