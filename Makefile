@@ -21,9 +21,9 @@ $(VENV)/.$(ENGINE): pyproject.toml deploy/set-up.sh
 	PYTHON=$(PYTHON) sh deploy/set-up.sh $(VENV) $(ENGINE)
 	@touch $@
 
-$(VENV)/.$(ENGINE)-dev: $(VENV)/.$(ENGINE)
+$(VENV)/.$(ENGINE)-dev: pyproject.toml deploy/set-up.sh
 	PYTHON=$(PYTHON) sh deploy/set-up.sh $(VENV) $(ENGINE),dev
-	@touch $@
+	@touch $(VENV)/.$(ENGINE) $@
 
 serve: $(VENV)/.$(ENGINE) ## serve the embedded model, or MODEL=..., on HOST:PORT; ARGS="..." goes to vllm serve
 	$(BIN)/kvserve serve $(MODEL) --host $(HOST) --port $(PORT) $(ARGS)
