@@ -124,11 +124,12 @@ class Accounts:
         running = self._scheduler.running
         if running and now - self._sent < SNAPSHOT_SECONDS:
             return None
+        self._sent = now
         held = [self.held_bytes(r.request_id, r.num_computed_tokens) for r in running]
         resident, full = sum(r for r, _ in held), sum(f for _, f in held)
         unchanged = (resident, full) == (self.totals.resident_bytes, self.totals.full_bytes)
         if unchanged and not self._changed:
             return None
         self.totals.resident_bytes, self.totals.full_bytes = resident, full
-        self._changed, self._sent = False, now
+        self._changed = False
         return self.totals.dump()
