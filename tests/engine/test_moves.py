@@ -21,7 +21,9 @@ def shuffle_through(runner):
         result = stock(scheduler_output)
         for i, req_id in enumerate(runner.input_batch.req_ids):
             held = int(runner.input_batch.num_computed_tokens_cpu[i])
+            known = runner.kv.requests.get(req_id)
             for group, layers in runner.kv.layers.items():
+                held -= known.offset.get(group, 0) if known else 0
                 size = runner.input_batch.block_table[group].block_size
                 blocks = torch.tensor(runner.requests[req_id].block_ids[group][: -(-held // size)])
                 for layer in layers:

@@ -246,10 +246,13 @@ def test_endpoints_need_the_key(server: Server, path: str) -> None:
     assert server.http.get(path).status_code == 200
 
 
-def test_policies_say_that_this_server_can_run_them(server: Server) -> None:
-    cards = server.http.get("/v1/kv/policies").json()["data"]
-    assert {"full", "random", "streaming", "snapkv", "scissorhands"} <= {card["name"] for card in cards}
-    assert all(card["supported"] for card in cards)
+def test_policies_say_whether_this_server_can_run_them(server: Server) -> None:
+    cards = {card["name"]: card for card in server.http.get("/v1/kv/policies").json()["data"]}
+    assert {"full", "random", "streaming", "snapkv", "scissorhands"} <= set(cards)
+    needs_groups = cards.pop("pyramidkv")
+    assert all(card["supported"] for card in cards.values())
+    assert not needs_groups["supported"]
+    assert "--kv-groups" in needs_groups["reason"]
 
 
 def test_metrics_equal_what_was_done(server: Server) -> None:
