@@ -99,12 +99,14 @@ class Compactor:
         self.feedback.add(held.policy.name, time.perf_counter() - started)
 
     def _compact(self, plan: Plan, held: Held, layer: Layer, src: Tensor, dst: Tensor) -> None:
-        view = self._view(plan, held, layer, src)
+        read: dict[str, Tensor] = {}
+        view = self._view(plan, held, layer, src, read)
         stay = held.policy.select(view, plan.keep)
-        # Both are picked before either is written: source and destination blocks overlap.
-        keys, values = (tokens.pick(src, stay) for tokens in layer.slots)
-        layer.slots.keys.write(dst, keys)
-        layer.slots.values.write(dst, values)
+        # All is picked before any is written: source and destination blocks overlap.
+        parts = layer.slots._asdict()
+        picked = {n: _take(read[n], stay) if n in read else tokens.pick(src, stay) for n, tokens in parts.items()}
+        for name, tokens in parts.items():
+            tokens.write(dst, picked[name])
         held.layers[layer.index] = LayerMemory(
             positions=view.positions.gather(1, stay),
             since=plan.logical,
@@ -114,7 +116,14 @@ class Compactor:
             kept = held.layers[layer.index].positions.cpu()
             self.selections.append(Selection(plan.req_id, layer.index, plan.logical, kept))
 
-    def _view(self, plan: Plan, held: Held, layer: Layer, src: Tensor) -> LayerView:
+    def _view(self, plan: Plan, held: Held, layer: Layer, src: Tensor, read: dict[str, Tensor]) -> LayerView:
+        """What the policy sees; contents that it asks for are left in `read`."""
+
+        def load(which: str) -> Tensor:
+            tokens: Tokens = getattr(layer.slots, which)
+            read[which] = tokens.read(src, plan.held)
+            return tokens.decode(read[which])
+
         memory = held.layers.get(layer.index)
         queries, at = self.queries.last(plan.req_id, layer.index, plan.logical)
         return LayerView(
@@ -123,7 +132,7 @@ class Compactor:
             logical=plan.logical,
             since=memory.since if memory else 0,
             positions=self._positions(plan, held, layer, memory),
-            load=lambda which: _loaded(getattr(layer.slots, which), src, plan.held),
+            load=load,
             scale=layer.scale,
             head_offset=self._head_offset,
             queries=queries,
@@ -145,10 +154,6 @@ class Compactor:
             return None
         taken, self.feedback = self.feedback, Feedback()
         return taken
-
-
-def _loaded(tokens: Tokens, blocks: Tensor, count: int) -> Tensor:
-    return tokens.decode(tokens.read(blocks, count))
 
 
 def _take(values: Tensor, stay: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ class StridedTokens(_Stored):
     view: Tensor = None  # type: ignore[assignment]
 
     def read(self, blocks: Tensor, count: int) -> Tensor:
-        tiles = self.view[blocks].transpose(0, 1)
+        tiles = self.view.index_select(0, blocks).transpose(0, 1)  # several times faster than view[blocks]
         return tiles.reshape(tiles.shape[0], -1, tiles.shape[3])[:, :count]
 
     def pick(self, blocks: Tensor, slots: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class PackedTokens(_Stored):
     packing: Packing = None  # type: ignore[assignment]
 
     def read(self, blocks: Tensor, count: int) -> Tensor:
-        tiles = self.packing.unpack(self.raw[blocks]).transpose(0, 1)
+        tiles = self.packing.unpack(self.raw.index_select(0, blocks)).transpose(0, 1)
         return tiles.reshape(tiles.shape[0], -1, tiles.shape[3])[:, :count]
 
     def pick(self, blocks: Tensor, slots: Tensor) -> Tensor:
