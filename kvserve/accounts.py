@@ -9,7 +9,8 @@ from vllm.v1.request import Request
 from kvserve import request as wire
 from kvserve.blocks import CompressibleManager
 from kvserve.facts import facts_of
-from kvserve.plan import Feedback, Plan
+from kvserve.feedback import Feedback
+from kvserve.plan import Plan
 from kvserve.stats import SECONDS, SHARES, EngineTotals, Outcome
 from kvserve.tracked import Tracked
 

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kvserve.plan import Feedback, Plan
+from kvserve.feedback import Feedback
+from kvserve.plan import Plan
 from kvserve.policy import Policy
 from kvserve.queries import QueryRings
 from kvserve.slots import Slots, Tokens

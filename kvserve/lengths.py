@@ -1,6 +1,6 @@
 """Physical lengths of the requests in a step: what the attention kernels see instead of the logical ones."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -53,8 +53,3 @@ def shift_slots(block_table: Any, lengths: GroupLengths, request_of_token: Calla
         stock(num_reqs, query_start_loc, positions)
 
     block_table.compute_slot_mapping = compute_slot_mapping
-
-
-def batch_offsets(req_ids: Iterable[str], offsets: Mapping[str, Mapping[int, int]], group: int) -> list[int]:
-    """Offsets of the requests of a batch in one group."""
-    return [offsets[r].get(group, 0) if r in offsets else 0 for r in req_ids]

@@ -1,4 +1,4 @@
-"""What travels between scheduler and workers: plans down, timings up."""
+"""What travels from the scheduler to the workers."""
 
 from dataclasses import dataclass, field
 
@@ -27,13 +27,3 @@ class KVSchedulerOutput(SchedulerOutput):
     """vLLM's scheduler output with the plans of this step."""
 
     kv_plans: list[Plan] = field(default_factory=list)
-
-
-@dataclass
-class Feedback:
-    """What a worker measured: seconds of each plan, by policy."""
-
-    seconds: dict[str, list[float]] = field(default_factory=dict)
-
-    def add(self, policy: str, seconds: float) -> None:
-        self.seconds.setdefault(policy, []).append(seconds)

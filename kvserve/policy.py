@@ -109,11 +109,6 @@ class Policy(BaseModel):
         """How many of the last queries the engine must capture for `select`; 0 = none."""
         return 0
 
-    @property
-    def state_widths(self) -> tuple[str, ...]:
-        """Names of the per-slot tensors that `select` leaves in `view.state`."""
-        return ()
-
     def check(self, facts: Facts) -> None:
         """Raise PolicyError if this server cannot serve these parameters."""
 

@@ -7,14 +7,13 @@ from vllm.config import get_layers_from_vllm_config
 from vllm.model_executor.layers.attention import Attention
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
-from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
 from kvserve import request as wire
 from kvserve.compactor import Compactor, Layer
+from kvserve.feedback import attached
 from kvserve.guard import UnsupportedError
 from kvserve.lengths import GroupLengths, shift_slots
 from kvserve.options import KVOptions
-from kvserve.plan import Feedback
 from kvserve.policy import Policy
 from kvserve.queries import QueryRings, Span
 from kvserve.slots import Slots, cpu_slots, gpu_slots
@@ -168,8 +167,7 @@ class KVRunner:
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
         output = super().sample_tokens(*args, **kwargs)  # type: ignore[misc]
-        feedback = self.kv.take_feedback() if self.kv is not None else None
-        return output if feedback is None else _with_feedback(output, feedback)
+        return attached(output, self.kv.take_feedback() if self.kv is not None else None)
 
 
 def _policy_of(sampling_params: Any) -> Policy | None:
@@ -186,22 +184,3 @@ def _tap(queries: QueryRings, layer: int) -> Any:
             queries.store(layer, query)
 
     return tap
-
-
-class _AsyncFeedback(AsyncModelRunnerOutput):
-    """Adds feedback to an output that is still being copied from the device."""
-
-    def __init__(self, inner: AsyncModelRunnerOutput, feedback: Feedback) -> None:
-        self._inner, self._feedback = inner, feedback
-
-    def get_output(self) -> ModelRunnerOutput:
-        output: ModelRunnerOutput = _with_feedback(self._inner.get_output(), self._feedback)
-        return output
-
-
-def _with_feedback(output: Any, feedback: Feedback) -> Any:
-    if isinstance(output, AsyncModelRunnerOutput):
-        return _AsyncFeedback(output, feedback)
-    if isinstance(output, ModelRunnerOutput):
-        output.kv_feedback = feedback  # type: ignore[attr-defined]
-    return output

@@ -13,9 +13,10 @@ from vllm.v1.request import Request
 from kvserve import request as wire
 from kvserve.accounts import Accounts
 from kvserve.admission import whole_prefill
+from kvserve.feedback import taken
 from kvserve.guard import refuse_unsupported
 from kvserve.options import KVOptions
-from kvserve.plan import Feedback, KVSchedulerOutput, Plan
+from kvserve.plan import KVSchedulerOutput, Plan
 from kvserve.planner import Planner
 from kvserve.stats import Outcome
 from kvserve.tracked import Tracked
@@ -89,8 +90,7 @@ class _Compressing:
             self._kv_admit(request, tracked)
 
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput) -> Any:
-        feedback: Feedback | None = getattr(model_runner_output, "kv_feedback", None)
-        if feedback is not None:
+        if (feedback := taken(model_runner_output)) is not None:
             self.kv.measured(feedback)
         result = super().update_from_output(scheduler_output, model_runner_output)  # type: ignore[misc]
         if self.kv_requests:

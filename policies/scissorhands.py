@@ -35,10 +35,6 @@ class Scissorhands(ScoringPolicy):
     def query_window(self) -> int:
         return self.history
 
-    @property
-    def state_widths(self) -> tuple[str, ...]:
-        return ("low",)
-
     def check(self, facts: Facts) -> None:
         if self.slope > 0 and facts.groups < 2:
             raise PolicyError(

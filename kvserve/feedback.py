@@ -1,0 +1,45 @@
+"""What travels from a worker back to the scheduler: how long its plans took."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
+
+FIELD = "kv_feedback"
+
+
+@dataclass
+class Feedback:
+    """What a worker measured: seconds of each plan, by policy."""
+
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, policy: str, seconds: float) -> None:
+        self.seconds.setdefault(policy, []).append(seconds)
+
+
+def attached(output: Any, feedback: Feedback | None) -> Any:
+    """The model runner's output carrying `feedback`, now or once it has been copied from the device."""
+    if feedback is None:
+        return output
+    if isinstance(output, AsyncModelRunnerOutput):
+        return _Later(output, feedback)
+    if isinstance(output, ModelRunnerOutput):
+        setattr(output, FIELD, feedback)
+    return output
+
+
+def taken(output: Any) -> Feedback | None:
+    """The feedback that an output carries."""
+    return getattr(output, FIELD, None)
+
+
+class _Later(AsyncModelRunnerOutput):
+    """An output that is still being copied."""
+
+    def __init__(self, inner: AsyncModelRunnerOutput, feedback: Feedback) -> None:
+        self._inner, self._feedback = inner, feedback
+
+    def get_output(self) -> ModelRunnerOutput:
+        output: ModelRunnerOutput = attached(self._inner.get_output(), self._feedback)
+        return output
