@@ -15,7 +15,7 @@ def fitting(policy: Policy, prompt: int, generate: int, facts: Facts) -> int:
     Equals `generate` where the pool is large enough for max_model_len, which vLLM's start-up check
     ensures unless --kv-resident-tokens lowered it. Raises PolicyError if not even one token fits.
     """
-    whole = whole_prefill(policy, prompt, facts) if policy.compresses else True
+    whole = whole_prefill(policy, prompt, facts)
 
     def fits(tokens: int) -> bool:
         return policy.peak(prompt, tokens, facts.chunk, whole) <= facts.pool_tokens

@@ -12,7 +12,7 @@ from kvserve.feedback import Feedback
 from kvserve.plan import Plan
 from kvserve.policy import Policy
 from kvserve.queries import QueryRings
-from kvserve.slots import Slots, Tokens
+from kvserve.slots import Slots, Tokens, take
 from kvserve.view import LayerView
 
 
@@ -105,13 +105,13 @@ class Compactor:
         stay = held.policy.select(view, plan.keep)
         # All is picked before any is written: source and destination blocks overlap.
         parts = layer.slots._asdict()
-        picked = {n: _take(read[n], stay) if n in read else tokens.pick(src, stay) for n, tokens in parts.items()}
+        picked = {n: take(read[n], stay) if n in read else tokens.pick(src, stay) for n, tokens in parts.items()}
         for name, tokens in parts.items():
             tokens.write(dst, picked[name])
         held.layers[layer.index] = LayerMemory(
             positions=view.positions.gather(1, stay),
             since=plan.logical,
-            state={name: _take(values, stay) for name, values in view.state.items()},
+            state={name: take(values, stay) for name, values in view.state.items()},
         )
         if self.selections is not None:
             kept = held.layers[layer.index].positions.cpu()
@@ -155,12 +155,6 @@ class Compactor:
             return None
         taken, self.feedback = self.feedback, Feedback()
         return taken
-
-
-def _take(values: Tensor, stay: Tensor) -> Tensor:
-    """(H, n, ...) and (H, keep) slots -> (H, keep, ...)."""
-    heads = torch.arange(values.shape[0], device=values.device)[:, None]
-    return values[heads, stay]
 
 
 def _padded(state: dict[str, Tensor], slots: int) -> dict[str, Tensor]:

@@ -140,10 +140,14 @@ class Policy(BaseModel):
         """Tokens that may gather over the target between two compactions while generating."""
         return self.slack
 
+    def chunked_peak(self, prompt: int, chunk: int) -> int:
+        """Largest number of tokens held while a prompt is compacted between its chunks."""
+        return min(prompt, self.target(prompt) + self.slack + chunk)
+
     def peak(self, prompt: int, generate: int, chunk: int, whole: bool) -> int:
         """Largest number of tokens held at once over the life of a request, for admission."""
         total = prompt + generate
-        prefill = prompt if whole else min(prompt, self.target(prompt) + self.slack + chunk)
+        prefill = prompt if whole else self.chunked_peak(prompt, chunk)
         grown = self.target(total) + self.overshoot() if self.decode else self.target(prompt) + generate
         return min(total, max(prefill, grown + 1))
 

@@ -29,8 +29,8 @@ class QueryRings:
     vectors, so a captured step costs one `index_copy_` per layer, and a step without takers nothing.
     """
 
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        self._device, self._dtype = device, dtype
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._rings: dict[int, Tensor] = {}  # layer -> (rows, Hq, D)
         self._seats: dict[str, _Seat] = {}
         self._free: dict[int, list[int]] = {}  # window -> bases of seats that are free again

@@ -35,6 +35,13 @@ def dump(policy: Policy) -> str:
     return json.dumps(policy.wire(), sort_keys=True)
 
 
+def compressing(extra_args: dict[str, Any] | None) -> Policy | None:
+    """The policy in a request's `SamplingParams.extra_args`; None if there is none or it keeps everything."""
+    value = (extra_args or {}).get(KEY)
+    policy = None if value is None else parse(value)
+    return policy if policy is not None and policy.compresses else None
+
+
 def shown_budget(policy: Policy) -> int | float | None:
     return policy.budget if policy.compresses else None
 

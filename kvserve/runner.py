@@ -14,7 +14,6 @@ from kvserve.feedback import attached
 from kvserve.guard import UnsupportedError
 from kvserve.lengths import GroupLengths, shift_slots
 from kvserve.options import KVOptions
-from kvserve.policy import Policy
 from kvserve.queries import QueryRings, Span
 from kvserve.slots import Slots, cpu_slots, gpu_slots
 from kvserve.spec import CompressibleSpec, tagged
@@ -47,9 +46,10 @@ class KVRunner:
             for g, group in enumerate(self.kv_cache_config.kv_cache_groups)  # type: ignore[attr-defined]
             if isinstance(group.kv_cache_spec, CompressibleSpec)
         }
-        order = {name: i for i, name in enumerate(n for n in attention if any(n in g for g in groups.values()))}
+        ours = {name for names in groups.values() for name in names}
+        order = {name: i for i, name in enumerate(name for name in attention if name in ours)}
         device: torch.device = self.device  # type: ignore[attr-defined]
-        queries = QueryRings(device, self.dtype)  # type: ignore[attr-defined]
+        queries = QueryRings(device)
         layers: dict[int, list[Layer]] = {g: [] for g in groups}
         for g, names in groups.items():
             for name in names:
@@ -125,7 +125,7 @@ class KVRunner:
 
     def _kv_begin_requests(self, kv: Compactor, scheduler_output: SchedulerOutput) -> None:
         for new in scheduler_output.scheduled_new_reqs:
-            policy = _policy_of(new.sampling_params)
+            policy = wire.compressing(new.sampling_params.extra_args if new.sampling_params else None)
             if policy is not None:
                 kv.begin(new.req_id, policy, new.num_computed_tokens)
         cached = scheduler_output.scheduled_cached_reqs
@@ -137,18 +137,21 @@ class KVRunner:
 
     def _kv_begin_step(self, kv: Compactor, scheduler_output: SchedulerOutput) -> None:
         if not kv.requests:
-            for lengths in self._kv_lengths.values():
-                lengths.end_step()
-            kv.queries.active = False
+            self._kv_idle(kv)
             return
         req_ids = self.input_batch.req_ids  # type: ignore[attr-defined]
         for group, lengths in self._kv_lengths.items():
             held = (kv.requests.get(r) for r in req_ids)
             lengths.begin_step([h.offset.get(group, 0) if h else 0 for h in held])
-        if len(kv.queries):
-            kv.queries.begin_step(self._kv_spans(req_ids, scheduler_output.num_scheduled_tokens))
-        else:
-            kv.queries.active = False
+        # Without takers there is nothing to work out.
+        spans = self._kv_spans(req_ids, scheduler_output.num_scheduled_tokens) if len(kv.queries) else []
+        kv.queries.begin_step(spans)
+
+    def _kv_idle(self, kv: Compactor) -> None:
+        """The coming step carries no request of ours: attention sees what stock vLLM's sees."""
+        kv.queries.begin_step([])
+        for lengths in self._kv_lengths.values():
+            lengths.end_step()
 
     def _kv_spans(self, req_ids: list[str], counts: dict[str, int]) -> list[Span]:
         spans, row = [], 0
@@ -159,23 +162,13 @@ class KVRunner:
         return spans
 
     def _dummy_run(self, *args: Any, **kwargs: Any) -> Any:
-        if self.kv is not None:  # warm-up and idle steps carry no request of ours
-            self.kv.queries.active = False
-            for lengths in self._kv_lengths.values():
-                lengths.end_step()
+        if self.kv is not None:
+            self._kv_idle(self.kv)
         return super()._dummy_run(*args, **kwargs)  # type: ignore[misc]
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
         output = super().sample_tokens(*args, **kwargs)  # type: ignore[misc]
         return attached(output, self.kv.take_feedback() if self.kv is not None else None)
-
-
-def _policy_of(sampling_params: Any) -> Policy | None:
-    value = ((sampling_params.extra_args if sampling_params else None) or {}).get(wire.KEY)
-    if value is None:
-        return None
-    policy = wire.parse(value)
-    return policy if policy.compresses else None
 
 
 def _tap(queries: QueryRings, layer: int) -> Any:

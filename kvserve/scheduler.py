@@ -33,7 +33,6 @@ class _Compressing:
         if (default := KVOptions.of(self.vllm_config).policy) is not None:  # type: ignore[attr-defined]
             wire.parse(default).check(self.kv.facts)  # better no server than one that refuses every request
         self.kv_planner = Planner(self.kv, self.max_num_scheduled_tokens)  # type: ignore[attr-defined]
-        self.kv_dropped = 0  # plans whose request was preempted in the same step
 
     # -- a request comes in --------------------------------------------------------------------------
 
@@ -52,8 +51,7 @@ class _Compressing:
         for manager in self.kv.managers.values():
             manager.peak.pop(request.request_id, None)
             if not tracked.whole:
-                target = tracked.policy.target(tokens) + tracked.policy.slack
-                manager.peak[request.request_id] = min(tokens, target + facts.chunk)
+                manager.peak[request.request_id] = tracked.policy.chunked_peak(tokens, facts.chunk)
 
     def _get_local_prefix_cache_hit(self, request: Request) -> tuple[Any, int, int, bool]:
         """A hit skips queries; leave the last ones to compute if the policy wants to see them."""
@@ -74,9 +72,7 @@ class _Compressing:
         output: SchedulerOutput = super().schedule(*args, **kwargs)  # type: ignore[misc]
         if not plans:
             return output
-        live = [plan for plan in plans if self._kv_alive(plan)]
-        self.kv_dropped += len(plans) - len(live)
-        return KVSchedulerOutput(**vars(output), kv_plans=live)
+        return KVSchedulerOutput(**vars(output), kv_plans=[plan for plan in plans if self._kv_alive(plan)])
 
     def _kv_alive(self, plan: Plan) -> bool:
         """Whether the request still holds the plan's blocks: it may have been preempted meanwhile."""

@@ -36,7 +36,7 @@ class Slots(NamedTuple):
     values: Tokens
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Stored:
     """What storage says about numbers: fp8 codes with one scale per layer, or plain floats."""
 
@@ -49,18 +49,17 @@ class _Stored:
         return contents.contiguous().view(self.fp8).float() * self.scale
 
 
-@dataclass
+@dataclass(kw_only=True)
 class StridedTokens(_Stored):
     """A cache in which a token's place is only strides: `view` is (B, H, S, D) over vLLM's memory.
 
     All of vLLM's GPU layouts are, and the CPU layouts but those for AMX.
     """
 
-    view: Tensor = None  # type: ignore[assignment]
+    view: Tensor
 
     def read(self, blocks: Tensor, count: int) -> Tensor:
-        tiles = self.view.index_select(0, blocks).transpose(0, 1)  # several times faster than view[blocks]
-        return tiles.reshape(tiles.shape[0], -1, tiles.shape[3])[:, :count]
+        return _by_head(self.view.index_select(0, blocks), count)  # several times faster than view[blocks]
 
     def pick(self, blocks: Tensor, slots: Tensor) -> Tensor:
         size = self.view.shape[2]
@@ -71,23 +70,33 @@ class StridedTokens(_Stored):
         self.view[blocks] = _tiles(contents, len(blocks), self.view.shape[2])
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PackedTokens(_Stored):
     """A cache whose chunks must be unpacked: `raw` is (B, H, S * D)."""
 
-    raw: Tensor = None  # type: ignore[assignment]
-    packing: Packing = None  # type: ignore[assignment]
+    raw: Tensor
+    packing: Packing
 
     def read(self, blocks: Tensor, count: int) -> Tensor:
-        tiles = self.packing.unpack(self.raw.index_select(0, blocks)).transpose(0, 1)
-        return tiles.reshape(tiles.shape[0], -1, tiles.shape[3])[:, :count]
+        return _by_head(self.packing.unpack(self.raw.index_select(0, blocks)), count)
 
     def pick(self, blocks: Tensor, slots: Tensor) -> Tensor:
-        heads = torch.arange(slots.shape[0])[:, None]
-        return self.read(blocks, len(blocks) * self.packing.block_size)[heads, slots]
+        return take(self.read(blocks, len(blocks) * self.packing.block_size), slots)
 
     def write(self, blocks: Tensor, contents: Tensor) -> None:
         self.raw[blocks] = self.packing.pack(_tiles(contents, len(blocks), self.packing.block_size))
+
+
+def take(values: Tensor, slots: Tensor) -> Tensor:
+    """(H, n, ...) and (H, m) slots -> (H, m, ...)."""
+    heads = torch.arange(values.shape[0], device=values.device)[:, None]
+    return values[heads, slots]
+
+
+def _by_head(tiles: Tensor, count: int) -> Tensor:
+    """(blocks, H, size, D) -> (H, count, D); undone by `_tiles`."""
+    tiles = tiles.transpose(0, 1)
+    return tiles.reshape(tiles.shape[0], -1, tiles.shape[3])[:, :count]
 
 
 def _tiles(contents: Tensor, blocks: int, size: int) -> Tensor:
@@ -108,14 +117,14 @@ def cpu_slots(
     def tokens(half: int) -> Tokens:
         raw, packing = halves[:, :, half], packings[half]
         if len(packing.shape) != 2:
-            return PackedTokens(scales[half], fp8, raw, packing)
+            return PackedTokens(raw=raw, packing=packing, scale=scales[half], fp8=fp8)
         view = raw.unflatten(-1, packing.shape).permute(0, 1, *(2 + i for i in packing.order))
-        return StridedTokens(scales[half], fp8, view)
+        return StridedTokens(view=view, scale=scales[half], fp8=fp8)
 
     return Slots(tokens(0), tokens(1))
 
 
 def gpu_slots(cache: Tensor, head_size: int, scales: tuple[float, float], fp8: torch.dtype | None) -> Slots:
     """vLLM's GPU cache in its logical view (B, H, S, 2 * D): a token's keys, then its values."""
-    keys, values = cache.split(head_size, dim=-1)
-    return Slots(StridedTokens(scales[0], fp8, keys), StridedTokens(scales[1], fp8, values))
+    halves = zip(cache.split(head_size, dim=-1), scales, strict=True)
+    return Slots(*(StridedTokens(view=view, scale=scale, fp8=fp8) for view, scale in halves))

@@ -23,12 +23,8 @@ class Tracked:
     @classmethod
     def of(cls, extra_args: dict[str, Any] | None) -> "Tracked | None":
         """From a request's sampling parameters; None if it has no policy or one that keeps everything."""
-        value = (extra_args or {}).get(wire.KEY)
-        if value is None:
-            return None
-        policy = wire.parse(value)
-        call = (extra_args or {}).get(wire.CALL)
-        return cls(policy, call, whole=True) if policy.compresses else None
+        policy = wire.compressing(extra_args)
+        return None if policy is None else cls(policy, (extra_args or {}).get(wire.CALL), whole=True)
 
     def restart(self) -> None:
         """After a preemption the request is computed again from its first token."""

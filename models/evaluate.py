@@ -14,7 +14,7 @@ from random import Random
 import torch
 from tqdm import tqdm
 
-from models.export import MINI
+from models import MINI
 from models.scene import FORMS, World, tokens_of
 from models.tasks import TASKS
 

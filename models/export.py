@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from models import MINI
 from models.network import Shape
 from models.tokens import ASSISTANT, BOS, CHAT_TEMPLATE, EOS, PAD, SPECIALS, USER
 
-HERE = Path(__file__).parent
-MINI, WORK = HERE / "mini", HERE / ".work"
+WORK = MINI.parent / ".work"
 _NAMES = {
     "embedding.": "model.embed_tokens.",
     "blocks.": "model.layers.",

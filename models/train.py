@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from models import structure, tokens
-from models.export import MINI, WORK, export
+from models import MINI, structure, tokens
+from models.export import WORK, export
 from models.network import Network, Shape
 from models.rows import Batch, make_batch
 from models.scene import World

@@ -51,8 +51,7 @@ class Ledger:
     def file(self, sequence: str, record: dict[str, Any]) -> None:
         """Keep the newest record of a sequence (the engine may report a running request more than once)."""
         record = dict(record)
-        named, short = record.pop(wire.CALL, None), record.pop("call", None)
-        if (of_call := self._calls.get(named or short or "")) is not None:
+        if (of_call := self._calls.get(record.pop(wire.CALL, None) or "")) is not None:
             of_call[sequence] = record
 
     def outcome(self, call: str) -> dict[str, Any] | None:

@@ -5,17 +5,15 @@ import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from vllm import LLM, SamplingParams
 
-import models
 from kvserve import registry
 from kvserve.errors import PolicyError
+from models import MINI
 
 BLOCK = 32
-MINI = Path(models.__file__).parent / "mini"  # the embedded model
 
 
 def start(

@@ -98,27 +98,35 @@ def each(trace: Trace, pick: Callable[[int, int, list[int]], list[int]]) -> Keep
 # -- the policies, once more ---------------------------------------------------------------------------
 
 
-def streaming(budget: int, slack: int = 128, sinks: int = 4) -> Round:
+Pick = Callable[[Trace, int, int, list[int]], list[int]]  # (trace, layer, KV head, held) -> kept
+
+
+def periodic(budget: int, slack: int, pick: Pick) -> Round:
+    """Act when the prompt is complete and at multiples of `slack`, if more than the budget is held."""
+
     def act(trace: Trace, logical: int, physical: int, fresh: bool) -> Keep | None:
         if physical <= budget or not (fresh or logical % slack == 0):
             return None
-        return each(trace, lambda _l, _h, held: held[:sinks] + held[len(held) - (budget - sinks) :])
+        return each(trace, lambda layer, head, held: pick(trace, layer, head, held))
 
     return act
+
+
+def ends(held: list[int], sinks: int, recent: int) -> set[int]:
+    """What is always kept."""
+    return set(held[-recent:]) | {p for p in held if p < sinks}
+
+
+def streaming(budget: int, slack: int = 128, sinks: int = 4) -> Round:
+    return periodic(budget, slack, lambda _t, _l, _h, held: held[:sinks] + held[len(held) - (budget - sinks) :])
 
 
 def knorm(budget: int, slack: int = 128, sinks: int = 4, recent: int = 32) -> Round:
-    def act(trace: Trace, logical: int, physical: int, fresh: bool) -> Keep | None:
-        if physical <= budget or not (fresh or logical % slack == 0):
-            return None
+    def pick(trace: Trace, layer: int, head: int, held: list[int]) -> list[int]:
+        norms = {p: -float(trace.keys[layer][head, i].norm()) for i, p in enumerate(held)}
+        return best(norms, budget, ends(held, sinks, recent))
 
-        def pick(layer: int, head: int, held: list[int]) -> list[int]:
-            norms = {p: -float(trace.keys[layer][head, i].norm()) for i, p in enumerate(held)}
-            return best(norms, budget, set(held[-recent:]) | {p for p in held if p < sinks})
-
-        return each(trace, pick)
-
-    return act
+    return periodic(budget, slack, pick)
 
 
 def snapkv(budget: int, window: int = 32, kernel: int = 7) -> Round:
@@ -184,31 +192,19 @@ def scissorhands(budget: int, history: int = 400, recent: int = 10, drop: float 
 
 
 def keydiff(budget: int, slack: int = 128, sinks: int = 4, recent: int = 32) -> Round:
-    def act(trace: Trace, logical: int, physical: int, fresh: bool) -> Keep | None:
-        if physical <= budget or not (fresh or logical % slack == 0):
-            return None
+    def pick(trace: Trace, layer: int, head: int, held: list[int]) -> list[int]:
+        keys = [trace.keys[layer][head, i].double() for i in range(len(held))]
+        anchor = sum(k / k.norm() for k in keys) / len(keys)
+        score = {p: -float(k @ anchor / (k.norm() * anchor.norm())) for p, k in zip(held, keys, strict=True)}
+        return best(score, budget, ends(held, sinks, recent))
 
-        def pick(layer: int, head: int, held: list[int]) -> list[int]:
-            keys = [trace.keys[layer][head, i].double() for i in range(len(held))]
-            anchor = sum(k / k.norm() for k in keys) / len(keys)
-            score = {p: -float(k @ anchor / (k.norm() * anchor.norm())) for p, k in zip(held, keys, strict=True)}
-            return best(score, budget, set(held[-recent:]) | {p for p in held if p < sinks})
-
-        return each(trace, pick)
-
-    return act
+    return periodic(budget, slack, pick)
 
 
 def tova(budget: int, slack: int = 128) -> Round:
-    def act(trace: Trace, logical: int, physical: int, fresh: bool) -> Keep | None:
-        if physical <= budget or not (fresh or logical % slack == 0):
-            return None
+    def pick(trace: Trace, layer: int, head: int, held: list[int]) -> list[int]:
+        row = trace.rows[-1][layer]  # (Hq, slots): all heads of a layer hold the same tokens in TOVA only
+        score = {p: sum(float(row[q, i]) for q in range(len(row))) / len(row) for i, p in enumerate(held)}
+        return best(score, budget, {held[-1]})
 
-        def pick(layer: int, head: int, held: list[int]) -> list[int]:
-            row = trace.rows[logical - 1][layer]  # (Hq, slots): heads may hold the same tokens in TOVA only
-            score = {p: sum(float(row[q, i]) for q in range(len(row))) / len(row) for i, p in enumerate(held)}
-            return best(score, budget, {held[-1]})
-
-        return each(trace, pick)
-
-    return act
+    return periodic(budget, slack, pick)

@@ -16,7 +16,7 @@ def query(req_id, position, layer):
 
 def test_random_traffic():
     rnd = random.Random(0)
-    rings = QueryRings(torch.device("cpu"), torch.float32)
+    rings = QueryRings(torch.device("cpu"))
     length, window = {}, {}
     for step in range(200):
         if rnd.random() < 0.2:
@@ -54,14 +54,14 @@ def test_random_traffic():
 
 
 def test_no_takers_no_work():
-    rings = QueryRings(torch.device("cpu"), torch.float32)
+    rings = QueryRings(torch.device("cpu"))
     rings.begin_step([Span("a", 0, 0, 5)])
     assert not rings.active
     assert rings.last("a", 0, 5) == (None, None)
 
 
 def test_seats_are_used_again():
-    rings = QueryRings(torch.device("cpu"), torch.float32)
+    rings = QueryRings(torch.device("cpu"))
     for i in range(50):
         rings.seat(f"r{i}", 16, 0)
         rings.leave(f"r{i}")

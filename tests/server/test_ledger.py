@@ -3,13 +3,14 @@
 from types import SimpleNamespace
 from typing import Any
 
+from kvserve import request as wire
 from kvserve.stats import Outcome
 from server.ledger import SUMMED, Ledger
 
 
-def _record(call: str | None, logical: int = 100, key: str = "call") -> dict[str, Any]:
+def _record(call: str | None, logical: int = 100) -> dict[str, Any]:
     outcome = Outcome("streaming", 0.25, logical, logical / 4, logical * 0.75, 0.0, 2, 1000, 4000)
-    return {key: call, **outcome.record()}
+    return {wire.CALL: call, **outcome.record()}
 
 
 def _output(request_id: str, params: dict[str, Any] | None) -> SimpleNamespace:
@@ -32,7 +33,7 @@ def test_sums_over_sequences() -> None:
 def test_has_exactly_the_fields_of_an_outcome() -> None:
     ledger = Ledger()
     call = ledger.open()
-    ledger.file("a", _record(call, key="kv_call"))
+    ledger.file("a", _record(call))
     assert list(ledger.outcome(call) or {}) == list(Outcome.__dataclass_fields__)
     assert set(SUMMED) < set(Outcome.__dataclass_fields__)
 

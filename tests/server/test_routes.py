@@ -43,7 +43,7 @@ class Model:
         if self.refuse and not request.stream:
             raise VLLMValidationError("does not fit", parameter="kv_policy")
         if (call := (self.xargs or {}).get(wire.CALL)) is not None:
-            self.service.ledger.file("a", {"call": call, **OUTCOME.record()})
+            self.service.ledger.file("a", {wire.CALL: call, **OUTCOME.record()})
         return self._stream() if request.stream else self._whole()
 
     def _whole(self) -> CompletionResponse:
