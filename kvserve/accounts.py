@@ -1,6 +1,6 @@
 """The books of the scheduler: who holds how much, what it would hold uncompressed, what was freed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vllm.utils.math_utils import cdiv
@@ -11,7 +11,7 @@ from kvserve.blocks import CompressibleManager
 from kvserve.facts import facts_of
 from kvserve.feedback import Feedback
 from kvserve.plan import Plan
-from kvserve.stats import SECONDS, SHARES, EngineTotals, Outcome
+from kvserve.stats import SECONDS, SHARES, SHOWN, EngineTotals, Outcome, PolicyTotals, Running, short_id
 from kvserve.tracked import Tracked
 
 FULL = "full"
@@ -39,6 +39,7 @@ class Accounts:
         self.totals = EngineTotals(pool_bytes=pool)
         self._changed = True
         self._sent = 0.0
+        self._booked: dict[str, tuple[int, int]] = {}  # prompt and generated tokens of requests under way
 
     # -- lengths -------------------------------------------------------------------------------------
 
@@ -81,10 +82,18 @@ class Accounts:
     def preemption_avoided(self) -> None:
         self.totals.preemptions_avoided += 1
 
-    def measured(self, feedback: Feedback) -> None:
+    def measured(self, feedback: Feedback, tracked: Mapping[str, Tracked]) -> None:
+        """Book what a worker reports; what it says of requests that have ended meanwhile is lost."""
         for policy, seconds in feedback.seconds.items():
             for value in seconds:
                 self.totals.of(policy).seconds.add(SECONDS, value)
+        for req_id, merged in feedback.merged.items():
+            if (known := tracked.get(req_id)) is not None:
+                known.merged += merged
+                self.totals.of(known.policy.name).merged += merged
+        for req_id, weights in feedback.weights.items():
+            if req_id in tracked:
+                tracked[req_id].weights = weights
         self._changed = True
 
     def outcome(self, request: Request, tracked: Tracked) -> Outcome:
@@ -99,7 +108,7 @@ class Accounts:
             logical_tokens=logical,
             kept_tokens=kept,
             evicted_tokens=logical - kept,
-            merged_tokens=0.0,
+            merged_tokens=tracked.merged,
             compactions=tracked.compactions,
             resident_bytes=resident,
             full_bytes=full,
@@ -107,7 +116,8 @@ class Accounts:
 
     def finished(self, request: Request, tracked: Tracked | None) -> Outcome | None:
         """Book the end of a request, before its blocks are freed; its outcome if it had a policy."""
-        totals = self.totals.of(tracked.policy.name if tracked else FULL)
+        totals = self._book_tokens(request, tracked)
+        del self._booked[request.request_id]
         totals.requests += 1
         self._changed = True
         if tracked is None:
@@ -118,6 +128,16 @@ class Accounts:
             totals.kept.add(SHARES, outcome.kept_tokens / outcome.logical_tokens)
         return outcome
 
+    def _book_tokens(self, request: Request, tracked: Tracked | None) -> PolicyTotals:
+        """Book what a request has read and written since it was last looked at; after a preemption it reads again."""
+        totals = self.totals.of(tracked.policy.name if tracked else FULL)
+        read, written = self._booked.get(request.request_id, (0, 0))
+        now = max(read, min(request.num_computed_tokens, request.num_prompt_tokens)), request.num_output_tokens
+        totals.prompt_tokens += now[0] - read
+        totals.generated_tokens += now[1] - written
+        self._booked[request.request_id] = now
+        return totals
+
     # -- report --------------------------------------------------------------------------------------
 
     def snapshot(self, now: float) -> str | None:
@@ -126,11 +146,32 @@ class Accounts:
         if running and now - self._sent < SNAPSHOT_SECONDS:
             return None
         self._sent = now
+        for request in running:
+            self._book_tokens(request, self._scheduler.kv_requests.get(request.request_id))
         held = [self.held_bytes(r.request_id, r.num_computed_tokens) for r in running]
-        resident, full = sum(r for r, _ in held), sum(f for _, f in held)
-        unchanged = (resident, full) == (self.totals.resident_bytes, self.totals.full_bytes)
-        if unchanged and not self._changed:
+        state = {
+            "resident_bytes": sum(resident for resident, _ in held),
+            "full_bytes": sum(full for _, full in held),
+            "running": [self._shown(*pair) for pair in zip(running[:SHOWN], held, strict=False)],
+            "requests_running": len(running),
+            "requests_waiting": self._scheduler.get_request_counts()[1],
+        }
+        if not self._changed and state.items() <= vars(self.totals).items():
             return None
-        self.totals.resident_bytes, self.totals.full_bytes = resident, full
+        vars(self.totals).update(state)
         self._changed = False
         return self.totals.dump()
+
+    def _shown(self, request: Request, held: tuple[int, int]) -> Running:
+        """One line of the list of running requests; `held` as by `held_bytes`."""
+        tracked, logical = self._scheduler.kv_requests.get(request.request_id), request.num_computed_tokens
+        return Running(
+            id=short_id(request.request_id),
+            policy=tracked.policy.name if tracked else FULL,
+            budget=wire.shown_budget(tracked.policy) if tracked else None,
+            stage="prefill" if logical < request.num_prompt_tokens else "decode",
+            logical_tokens=logical,
+            kept_tokens=self.mean_physical(request.request_id, logical),
+            resident_bytes=held[0],
+            full_bytes=held[1],
+        )

@@ -1,4 +1,4 @@
-"""vLLM's attention backends with two additions: physical sequence lengths, and queries captured.
+"""vLLM's attention backends with two additions: physical sequence lengths, and a look at the queries.
 
 Both are off until the runner attaches something: `builder.kv_lengths` and `impl.kv_tap`. A step without
 compressed requests runs the stock code on the stock metadata.
@@ -19,7 +19,10 @@ class Lengths(Protocol):
 
 
 class Tap(Protocol):
-    def __call__(self, query: Tensor) -> None: ...
+    """Shown the queries (tokens, Hq, D) of a step, post-RoPE; their keys are in the cache already."""
+
+    def before(self, query: Tensor) -> None: ...
+    def after(self, query: Tensor) -> None: ...
 
 
 class PhysicalLengths:
@@ -44,9 +47,12 @@ class QueryTap:
     kv_tap: Tap | None = None
 
     def forward(self, layer: Any, query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if self.kv_tap is not None:
-            self.kv_tap(query)
-        return super().forward(layer, query, *args, **kwargs)  # type: ignore[misc,no-any-return]
+        if self.kv_tap is None:
+            return super().forward(layer, query, *args, **kwargs)  # type: ignore[misc,no-any-return]
+        self.kv_tap.before(query)
+        output: Tensor = super().forward(layer, query, *args, **kwargs)  # type: ignore[misc]
+        self.kv_tap.after(query)
+        return output
 
 
 def _extended(base: Any) -> Any:

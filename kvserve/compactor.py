@@ -1,48 +1,22 @@
 """The worker's half of a compaction: which tokens stay, and moving them to their new slots."""
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from kvserve.feedback import Feedback
+from kvserve.gather import FOLD, Gatherer, Layer
+from kvserve.held import Cache, Held, LayerMemory
 from kvserve.plan import Plan
-from kvserve.policy import Policy
+from kvserve.policy import LayerView, Merged, Policy
+from kvserve.probe import Probe
 from kvserve.queries import QueryRings
-from kvserve.slots import Slots, Tokens, take
-from kvserve.view import LayerView
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One compressible attention layer of this worker."""
-
-    index: int  # among the compressible layers, in model order
-    group: int
-    slots: Slots
-    num_kv_heads: int  # local
-    scale: float
-
-
-@dataclass
-class LayerMemory:
-    """What a layer remembers of a request between compactions."""
-
-    positions: Tensor  # (H, kept) at the last one
-    since: int
-    state: dict[str, Tensor] = field(default_factory=dict)  # (H, kept, ...)
-
-
-@dataclass
-class Held:
-    """A request with a compressing policy, as this worker knows it."""
-
-    policy: Policy
-    offset: dict[int, int] = field(default_factory=dict)  # group -> logical - physical
-    layers: dict[int, LayerMemory] = field(default_factory=dict)
+from kvserve.slots import take
+from kvserve.views import LazyViews, Views
 
 
 class Selection(NamedTuple):
@@ -52,6 +26,16 @@ class Selection(NamedTuple):
     layer: int
     logical: int
     positions: Tensor  # (H, keep): logical positions of the tokens that stay
+
+
+class _Step(NamedTuple):
+    """One layer of a compaction."""
+
+    plan: Plan
+    layer: Layer
+    src: Tensor
+    dst: Tensor
+    read: dict[str, Tensor]  # contents that the policy has read, as they are stored
 
 
 class Compactor:
@@ -67,99 +51,119 @@ class Compactor:
     ) -> None:
         self.layers = layers  # by group
         self.queries = queries
+        self.gather = Gatherer(queries)
         self.requests: dict[str, Held] = {}
         self.feedback = Feedback()
+        self.probe: Probe | None = None
         self.selections: list[Selection] | None = [] if trace else None
         self._num_layers = sum(len(group) for group in layers.values())
-        self._head_offset = head_offset
+        self._views = Views(queries, self.gather, self._num_layers, head_offset, device)
         self._device = device
 
     # -- a request -----------------------------------------------------------------------------------
 
-    def begin(self, req_id: str, policy: Policy, first: int) -> None:
+    def begin(self, req_id: str, policy: Policy, first: int, prompt: int) -> None:
         """A request starts, or starts again after a preemption, with `first` tokens from the prefix cache."""
-        self.requests[req_id] = Held(policy)
-        if policy.query_window:
-            self.queries.seat(req_id, policy.query_window, first)
+        self.requests[req_id] = Held(policy, prompt)
+        self.gather.begin(req_id, policy, prompt)
+        window = max(policy.query_window, FOLD if policy.gathers and policy.observes == "all" else 0)
+        if window:
+            self.queries.seat(req_id, window, first)
 
     def end(self, req_id: str) -> None:
         self.requests.pop(req_id, None)
+        self.gather.end(req_id)
         self.queries.leave(req_id)
 
-    # -- a plan --------------------------------------------------------------------------------------
+    def undivided(self, req_id: str, logical: int) -> bool:
+        """Whether this request's prompt is complete with `logical` tokens and `divide` is to be called."""
+        held = self.requests[req_id]
+        return logical >= held.prompt and not held.divided and (held.policy.own_shares or self.probe is not None)
 
-    def run(self, plan: Plan) -> None:
-        """Execute one plan in every layer of its group; raises KeyError for an unknown request."""
+    def divide(self, caches: Sequence[Cache]) -> None:
+        """The prompt of a request is complete: work out what share of the budget each layer gets."""
+        req_id, logical = caches[0].req_id, caches[0].logical
+        held = self.requests[req_id]
+        held.divided = True
+        views = [self._views.of(cache, held, layer, {}) for cache in caches for layer in self.layers[cache.group]]
+        if self.probe is not None:
+            self.probe.sample(views, self.gather.requests[req_id])
+        if held.policy.own_shares:
+            keep = min(held.policy.target(logical, held.prompt), logical)
+            shares = held.policy.own_shares_of(views, keep)
+            self.feedback.weights[req_id] = [share / keep for share in shares]
+
+    def count_waiting(self, caches: Sequence[Cache]) -> None:
+        """Count the queries that wait in a request's rings before they are overwritten: looking at a layer does."""
+        for cache in caches:
+            for layer in self.layers[cache.group]:
+                self._views.of(cache, self.requests[cache.req_id], layer, {})
+
+    # -- plans ---------------------------------------------------------------------------------------
+
+    def run(self, plans: Sequence[Plan]) -> None:
+        """Execute all plans of one request for the coming step; raises KeyError for an unknown request."""
         started = time.perf_counter()
-        held = self.requests[plan.req_id]
-        src = torch.tensor(plan.src, device=self._device)
-        dst = torch.tensor(plan.dst, device=self._device)
-        for layer in self.layers[plan.group]:
-            self._compact(plan, held, layer, src, dst)
-        held.offset[plan.group] = plan.logical - plan.keep
+        held = self.requests[plans[0].req_id]
+        steps = [step for plan in plans for step in self._steps(plan)]
+        views = LazyViews([partial(self._view, step, held) for step in steps])
+        choices = held.policy.choose(views, [step.plan.keep for step in steps])
+        merged = 0
+        for i, (step, choice) in enumerate(zip(steps, choices, strict=True)):
+            merged += self._apply(step, held, views[i], choice)
+        for plan in plans:
+            held.offset[plan.group] = plan.logical - plan.keep
+        if merged:
+            self.feedback.merged[plans[0].req_id] = merged / self._num_layers
         self.feedback.add(held.policy.name, time.perf_counter() - started)
 
-    def _compact(self, plan: Plan, held: Held, layer: Layer, src: Tensor, dst: Tensor) -> None:
-        read: dict[str, Tensor] = {}
-        view = self._view(plan, held, layer, src, read)
-        stay = held.policy.select(view, plan.keep)
-        # All is picked before any is written: source and destination blocks overlap.
-        parts = layer.slots._asdict()
-        picked = {n: take(read[n], stay) if n in read else tokens.pick(src, stay) for n, tokens in parts.items()}
-        for name, tokens in parts.items():
-            tokens.write(dst, picked[name])
-        held.layers[layer.index] = LayerMemory(
+    def _steps(self, plan: Plan) -> list[_Step]:
+        src = torch.tensor(plan.src, device=self._device)
+        dst = torch.tensor(plan.dst, device=self._device)
+        return [_Step(plan, layer, src, dst, {}) for layer in self.layers[plan.group]]
+
+    def _view(self, step: _Step, held: Held) -> LayerView:
+        plan = step.plan
+        cache = Cache(plan.req_id, plan.group, plan.logical, plan.held, step.src)
+        return self._views.of(cache, held, step.layer, step.read)
+
+    def _apply(self, step: _Step, held: Held, view: LayerView, choice: Tensor | Merged) -> int:
+        """Move what stays to its new slots and remember it; the number of tokens that were merged."""
+        choice = choice if isinstance(choice, Merged) else Merged(choice, None, None, 0)
+        self._move(step, choice)
+        stay = choice.slots
+        held.layers[step.layer.index] = LayerMemory(
             positions=view.positions.gather(1, stay),
-            since=plan.logical,
+            since=step.plan.logical,
             state={name: take(values, stay) for name, values in view.state.items()},
+            memo=view.memo,
         )
+        if step.plan.req_id in self.gather.requests:
+            self.gather.compacted(step.plan.req_id, step.layer.index, stay)
+        view.forget()
         if self.selections is not None:
-            kept = held.layers[layer.index].positions.cpu()
-            self.selections.append(Selection(plan.req_id, layer.index, plan.logical, kept))
+            kept = held.layers[step.layer.index].positions.cpu()
+            self.selections.append(Selection(step.plan.req_id, step.layer.index, step.plan.logical, kept))
+        return choice.merged
 
-    def _view(self, plan: Plan, held: Held, layer: Layer, src: Tensor, read: dict[str, Tensor]) -> LayerView:
-        """What the policy sees; contents that it asks for are left in `read`."""
-
-        def load(which: str) -> Tensor:
-            tokens: Tokens = getattr(layer.slots, which)
-            read[which] = tokens.read(src, plan.held)
-            return tokens.decode(read[which])
-
-        memory = held.layers.get(layer.index)
-        queries, at = self.queries.last(plan.req_id, layer.index, plan.logical)
-        return LayerView(
-            layer=layer.index,
-            num_layers=self._num_layers,
-            logical=plan.logical,
-            since=memory.since if memory else 0,
-            positions=self._positions(plan, held, layer, memory),
-            load=load,
-            scale=layer.scale,
-            head_offset=self._head_offset,
-            queries=queries,
-            query_positions=at,
-            state=_padded(memory.state, plan.held) if memory else {},
-        )
-
-    def _positions(self, plan: Plan, held: Held, layer: Layer, memory: LayerMemory | None) -> Tensor:
-        """Logical positions of the slots: remembered ones, then the tokens that came since."""
-        kept = memory.positions.shape[1] if memory else 0
-        offset = held.offset.get(plan.group, 0)
-        fresh = torch.arange(kept, plan.held, device=self._device) + offset
-        fresh = fresh.expand(layer.num_kv_heads, -1)
-        return torch.cat([memory.positions, fresh], dim=1) if memory else fresh
+    def _move(self, step: _Step, choice: Merged) -> None:
+        # All is picked before any is written: source and destination blocks overlap.
+        picked = {}
+        for name, tokens in step.layer.slots._asdict().items():
+            made = getattr(choice, name)
+            if made is not None:
+                picked[name] = tokens.encode(made)
+            elif name in step.read:
+                picked[name] = take(step.read[name], choice.slots)
+            else:
+                picked[name] = tokens.pick(step.src, choice.slots)
+        for name, tokens in step.layer.slots._asdict().items():
+            tokens.write(step.dst, picked[name])
+        step.read.clear()
 
     def take_feedback(self) -> Feedback | None:
-        """What was measured since the last call, None if nothing."""
-        if not self.feedback.seconds:
+        """What was measured and found since the last call, None if nothing."""
+        if not self.feedback:
             return None
         taken, self.feedback = self.feedback, Feedback()
         return taken
-
-
-def _padded(state: dict[str, Tensor], slots: int) -> dict[str, Tensor]:
-    """Per-slot state with zeros for the tokens that came since."""
-    return {
-        name: torch.cat([old, old.new_zeros(old.shape[0], slots - old.shape[1], *old.shape[2:])], dim=1)
-        for name, old in state.items()
-    }

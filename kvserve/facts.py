@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from kvserve.calibration import load_for
 from kvserve.options import KVOptions
 from kvserve.policy import Facts
 
@@ -14,6 +15,7 @@ def facts_of(vllm_config: Any, num_blocks: int | None = None) -> Facts:
     """
     cache, parallel = vllm_config.cache_config, vllm_config.parallel_config
     groups = KVOptions.of(vllm_config).groups
+    calibration = load_for(vllm_config)
     blocks = num_blocks or (cache.num_gpu_blocks or 0) // max(1, parallel.data_parallel_size)
     return Facts(
         num_layers=vllm_config.model_config.get_num_layers(parallel),
@@ -23,4 +25,13 @@ def facts_of(vllm_config: Any, num_blocks: int | None = None) -> Facts:
         max_model_len=vllm_config.model_config.max_model_len,
         chunk=vllm_config.scheduler_config.max_num_batched_tokens,
         tensor_parallel=parallel.tensor_parallel_size,
+        calibrated=calibration.parts if calibration else (),
+        rotary=_rotary(vllm_config.model_config.hf_text_config),
     )
+
+
+def _rotary(config: Any) -> bool:
+    """Whether positions are one rotation by one number, not M-RoPE's several, ALiBi or learned ones."""
+    parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    has = bool(parameters) or getattr(config, "rope_theta", None) is not None
+    return has and "mrope_section" not in parameters

@@ -1,4 +1,4 @@
-"""What travels from a worker back to the scheduler: how long its plans took."""
+"""What travels from a worker back to the scheduler: what its plans cost and did, and budgets that it worked out."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,12 +10,17 @@ FIELD = "kv_feedback"
 
 @dataclass
 class Feedback:
-    """What a worker measured: seconds of each plan, by policy."""
+    """What a worker measured and found since the last step."""
 
-    seconds: dict[str, list[float]] = field(default_factory=dict)
+    seconds: dict[str, list[float]] = field(default_factory=dict)  # of each compaction, by policy
+    merged: dict[str, float] = field(default_factory=dict)  # by request: tokens that went into others, mean of layers
+    weights: dict[str, list[float]] = field(default_factory=dict)  # by request: each layer's share, mean 1
 
     def add(self, policy: str, seconds: float) -> None:
         self.seconds.setdefault(policy, []).append(seconds)
+
+    def __bool__(self) -> bool:
+        return bool(self.seconds or self.merged or self.weights)
 
 
 def attached(output: Any, feedback: Feedback | None) -> Any:

@@ -18,6 +18,11 @@ class KVOptions(BaseModel):
         description="Start even if the pool holds only this many tokens of one request, not "
         "max-model-len; requests that cannot fit are refused one by one",
     )
+    calibration: str | None = Field(
+        None,
+        description="File made by `kvserve calibrate`, for the policies that need one; without it, "
+        "kvserve/calibration.safetensors in the model's folder if there is one",
+    )
     trace: bool = Field(False, description="Tests only: keep every selection in the worker")
 
     @classmethod

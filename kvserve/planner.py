@@ -20,7 +20,8 @@ class _Candidate(NamedTuple):
     @property
     def excess(self) -> int:
         """Tokens held over the target of its policy."""
-        return self.physical - self.known.policy.target(self.request.num_computed_tokens)
+        request = self.request
+        return self.physical - self.known.policy.target(request.num_computed_tokens, request.num_prompt_tokens)
 
 
 class Planner:
@@ -40,7 +41,7 @@ class Planner:
                 continue
             logical = request.num_computed_tokens
             physical = round(self._accounts.mean_physical(request.request_id, logical))
-            keep = known.due(logical, physical, request.is_prefill_chunk)
+            keep = known.due(logical, physical, request.num_prompt_tokens, request.is_prefill_chunk)
             candidate = _Candidate(request, known, physical)
             if keep is not None:
                 plans += self._compact(candidate, keep)

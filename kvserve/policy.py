@@ -6,162 +6,43 @@ validation, JSON schema, CLI help and docs:
     class Norm(ScoringPolicy):
         \"\"\"Keep the tokens with the smallest keys.\"\"\"
         name = "norm"
+        reads = ("keys",)
         def scores(self, view):                      # (H, n), higher = keep
             return -view.keys.norm(dim=-1)
 
 The scheduler asks *when* and *how many* (`due`, plain integers); every worker asks *which* (`select`,
-tensors of its own KV heads). A policy never sees blocks, batches or other requests.
+tensors of its own KV heads). A policy never sees blocks, batches or other requests. What all policies
+have is in `kvserve.base`; what they see of a layer in `kvserve.view`.
 """
 
 import math
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
+from kvserve.base import Policy
 from kvserve.errors import PolicyError
-from kvserve.view import LayerView, unseen_slots
+from kvserve.rope import Rope
+from kvserve.terms import Facts, Merged, Moment
+from kvserve.view import LayerView, Moments, unseen_slots
 
-__all__ = ["Facts", "LayerView", "Moment", "Policy", "PolicyError", "ScoringPolicy", "top_slots", "unseen_slots"]
-
-
-class Facts(NamedTuple):
-    """What this server is: what `Policy.check` may refuse a request for."""
-
-    num_layers: int
-    groups: int  # layer groups with block tables of their own
-    block_size: int
-    pool_tokens: int  # tokens that an otherwise empty pool can hold for one request
-    max_model_len: int
-    chunk: int  # largest prefill chunk, tokens
-    tensor_parallel: int = 1  # workers among which the KV heads of a layer are split
-
-
-class Moment(NamedTuple):
-    """Where a request stands, in tokens, when the scheduler asks whether a compaction is due."""
-
-    logical: int  # tokens seen
-    physical: int  # tokens kept
-    stage: Literal["prefill", "prefilled", "decode"]  # between chunks, prompt just done, generating
-
-
-class Policy(BaseModel):
-    """Base of all policies: the parameters that all of them have, and when a compaction is due."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    name: ClassVar[str]
-    paper: ClassVar[str] = ""
-    reads: ClassVar[tuple[str, ...]] = ()  # of "keys", "values", "queries": shown to users
-    compresses: ClassVar[bool] = True
-    per_head: ClassVar[bool] = True  # whether the KV heads of a layer choose for themselves
-
-    budget: int | float = Field(
-        0.5,
-        description="Tokens kept per layer: a whole number >= 1, or a fraction in (0, 1] of the tokens seen",
-    )
-    when: Literal["always", "pressure"] = Field(
-        "always",
-        description="'always', or 'pressure': only when the pool would otherwise run out of blocks and preempt "
-        "a request; then what is kept depends on load",
-    )
-    prefill: Literal["whole", "chunks"] = Field(
-        "whole",
-        description="Compact once when the prompt is complete, or also between its chunks, which needs "
-        "less memory but depends on chunk boundaries. A prompt larger than the pool is always chunked",
-    )
-    decode: bool = Field(True, description="Compact while generating too; if false, generated tokens stay")
-    slack: int = Field(
-        128,
-        ge=16,
-        le=4096,
-        description="While generating, compact at logical lengths that are multiples of this; the cache "
-        "grows by at most this much over the budget in between",
-    )
-
-    @model_validator(mode="after")
-    def _budget_in_range(self) -> "Policy":
-        low, high = (0, 1) if isinstance(self.budget, float) else (0, math.inf)
-        if not low < self.budget <= high:
-            raise PolicyError(
-                f"kv_policy.budget is {self.budget!r}; allowed: a whole number >= 1 (tokens kept per layer) "
-                "or a fraction in (0, 1] (share of the tokens seen)",
-                param="kv_policy.budget",
-            )
-        if isinstance(self.budget, int) and self.budget < self.protected + 1:
-            raise PolicyError(
-                f"kv_policy.budget is {self.budget}, but {self.name!r} with these parameters protects "
-                f"{self.protected} tokens; allowed: at least {self.protected + 1}",
-                param="kv_policy.budget",
-            )
-        return self
-
-    # -- what the policy is ------------------------------------------------------------------------
-
-    @property
-    def protected(self) -> int:
-        """Tokens that are kept whatever the scores say."""
-        return 0
-
-    @property
-    def query_window(self) -> int:
-        """How many of the last queries the engine must capture for `select`; 0 = none."""
-        return 0
-
-    def check(self, facts: Facts) -> None:
-        """Raise PolicyError if this server cannot serve these parameters."""
-
-    # -- when, and how many (scheduler; plain integers) ---------------------------------------------
-
-    def target(self, logical: int) -> int:
-        """Tokens kept per layer (mean over layers) when `logical` have been seen; fractions round up."""
-        if isinstance(self.budget, int):
-            return self.budget
-        return max(math.ceil(round(self.budget * logical, 6)), min(self.protected + 1, logical))
-
-    def due(self, at: Moment) -> int | None:
-        """Tokens to keep if a compaction is due at this moment, else None. Must not depend on load."""
-        target = self.target(at.logical)
-        over = at.physical - target
-        if over <= 0:
-            return None
-        if at.stage == "prefill":
-            return target if over > self.slack else None
-        if at.stage == "decode" and not (self.decode and at.logical % self.slack == 0):
-            return None
-        return target
-
-    def shares(self, keep: int, num_layers: int, held: int) -> list[int] | None:
-        """Tokens kept by each layer if their mean is `keep` of now `held`; None = the same in all."""
-        return None
-
-    def overshoot(self) -> int:
-        """Tokens that may gather over the target between two compactions while generating."""
-        return self.slack
-
-    def chunked_peak(self, prompt: int, chunk: int) -> int:
-        """Largest number of tokens held while a prompt is compacted between its chunks."""
-        return min(prompt, self.target(prompt) + self.slack + chunk)
-
-    def peak(self, prompt: int, generate: int, chunk: int, whole: bool) -> int:
-        """Largest number of tokens held at once over the life of a request, for admission."""
-        total = prompt + generate
-        prefill = prompt if whole else self.chunked_peak(prompt, chunk)
-        grown = self.target(total) + self.overshoot() if self.decode else self.target(prompt) + generate
-        return min(total, max(prefill, grown + 1))
-
-    # -- which (workers; tensors) --------------------------------------------------------------------
-
-    def select(self, view: LayerView, keep: int) -> Tensor:
-        """Slots that stay: (H, keep) int64, each row ascending and without repeats."""
-        raise NotImplementedError
-
-    # -- wire ----------------------------------------------------------------------------------------
-
-    def wire(self) -> dict[str, Any]:
-        """Flat values that `kvserve.request.parse` turns into an equal policy."""
-        return {"name": self.name, **self.model_dump()}
+__all__ = [
+    "Facts",
+    "GathersMass",
+    "LayerView",
+    "Merged",
+    "Moment",
+    "Moments",
+    "Policy",
+    "PolicyError",
+    "Rope",
+    "ScoringPolicy",
+    "UnevenLayers",
+    "top_slots",
+    "unseen_slots",
+]
 
 
 class ScoringPolicy(Policy):
@@ -184,6 +65,47 @@ class ScoringPolicy(Policy):
         scores[:, view.num_slots - recent :] = math.inf
         scores[view.positions < min(self.sinks, keep - recent)] = math.inf
         return top_slots(scores, keep)
+
+
+class GathersMass(Policy):
+    """A policy that reads `mass`, whose cost for the prompt can be divided by looking at fewer queries."""
+
+    every: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Only each n-th query of the prompt counts, n times: an estimate of the attention mass at an "
+        "n-th of its cost; 1 is exact, as in the paper",
+    )
+
+    @property
+    def mass_every(self) -> int:
+        return self.every
+
+
+class UnevenLayers(Policy):
+    """A policy that gives layers budgets of different size: it needs layers with block tables of their own."""
+
+    granularity: Literal["layer", "group"] = Field(
+        "layer",
+        description="'layer': every layer gets its own budget, which needs a server with one layer per group; "
+        "'group': layers that share a block table get the mean of their budgets",
+    )
+
+    @property
+    def uneven(self) -> bool:
+        """Whether these parameters make budgets differ at all."""
+        return True
+
+    def check(self, facts: Facts) -> None:
+        if self.uneven and self.granularity == "layer" and facts.groups < facts.num_layers:
+            raise PolicyError(
+                f"kv_policy {self.name!r} gives each of the {facts.num_layers} layers a budget of its own, but this "
+                f"server holds them in {facts.groups} group(s); start it with --kv-groups {facts.num_layers}, or send "
+                "granularity 'group' for the mean budget of each group",
+                param="kv_policy.granularity",
+                reason="unsupported",
+            )
 
 
 def top_slots(scores: Tensor, keep: int) -> Tensor:

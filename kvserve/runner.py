@@ -1,30 +1,30 @@
 """vLLM's V1 model runner, which also compacts caches and hands physical lengths to attention."""
 
+from collections.abc import Iterator
+from itertools import groupby
 from typing import Any
 
 import torch
-from vllm.config import get_layers_from_vllm_config
-from vllm.model_executor.layers.attention import Attention
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
 
+from kvserve import attach
 from kvserve import request as wire
-from kvserve.compactor import Compactor, Layer
+from kvserve.compactor import Compactor
 from kvserve.feedback import attached
-from kvserve.guard import UnsupportedError
+from kvserve.gather import Layer, Prompt
+from kvserve.held import Cache
 from kvserve.lengths import GroupLengths, shift_slots
 from kvserve.options import KVOptions
 from kvserve.queries import QueryRings, Span
-from kvserve.slots import Slots, cpu_slots, gpu_slots
-from kvserve.spec import CompressibleSpec, tagged
-
-FP8 = {"fp8": torch.float8_e4m3fn, "fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
+from kvserve.spec import tagged
 
 
 class KVRunner:
     """Mixed in front of vLLM's V1 runners for CPU and CUDA."""
 
     kv: Compactor | None = None
+    _kv_complete: list[Span]  # requests whose prompt is complete when the running step is
 
     # -- start-up ------------------------------------------------------------------------------------
 
@@ -40,64 +40,20 @@ class KVRunner:
 
     def _kv_attach(self) -> None:
         """Build the compactor over the allocated cache and connect it to attention and block tables."""
-        attention = get_layers_from_vllm_config(self.vllm_config, Attention)  # type: ignore[attr-defined]
-        groups = {
-            g: group.layer_names
-            for g, group in enumerate(self.kv_cache_config.kv_cache_groups)  # type: ignore[attr-defined]
-            if isinstance(group.kv_cache_spec, CompressibleSpec)
-        }
-        ours = {name for names in groups.values() for name in names}
-        order = {name: i for i, name in enumerate(name for name in attention if name in ours)}
         device: torch.device = self.device  # type: ignore[attr-defined]
-        queries = QueryRings(device)
-        layers: dict[int, list[Layer]] = {g: [] for g in groups}
-        for g, names in groups.items():
-            for name in names:
-                module = attention[name]
-                layer = Layer(order[name], g, self._kv_slots(module, g), module.num_kv_heads, module.impl.scale)
-                layers[g].append(layer)
-                module.impl.kv_tap = _tap(queries, layer.index)
-        self.kv = Compactor(
-            layers,
-            queries,
-            head_offset=self._kv_head_offset(),
-            device=device,
-            trace=KVOptions.of(self.vllm_config).trace,  # type: ignore[attr-defined]
-        )
-        self._kv_lengths = {g: GroupLengths(self.max_num_reqs, device) for g in groups}  # type: ignore[attr-defined]
+        attached = attach.layers_of(self)
+        layers: dict[int, list[Layer]] = {g: [] for g in attach.groups_of(self)}
+        for layer, _ in attached:
+            layers[layer.group].append(layer)
+        trace = KVOptions.of(self.vllm_config).trace  # type: ignore[attr-defined]
+        self.kv = Compactor(layers, QueryRings(device), attach.head_offset(self), device, trace)
+        for layer, module in attached:
+            module.impl.kv_tap = Tap(self.kv, layer)
+        self._kv_lengths = {g: GroupLengths(self.max_num_reqs, device) for g in layers}  # type: ignore[attr-defined]
         for g, lengths in self._kv_lengths.items():
             shift_slots(self.input_batch.block_table[g], lengths, lambda n: self.req_indices.gpu[:n])  # type: ignore[attr-defined]
             for attn_group in self.attn_groups[g]:  # type: ignore[attr-defined]
                 attn_group.get_metadata_builder(0).kv_lengths = lengths
-
-    def _kv_head_offset(self) -> int:
-        """Index of this rank's first KV head in the model."""
-        rank = self.vllm_config.parallel_config.rank % self.vllm_config.parallel_config.tensor_parallel_size  # type: ignore[attr-defined]
-        total = self.model_config.get_total_num_kv_heads()  # type: ignore[attr-defined]
-        return int(rank * total // self.vllm_config.parallel_config.tensor_parallel_size)  # type: ignore[attr-defined]
-
-    def _kv_slots(self, module: Any, group: int) -> Slots:
-        """The view of one layer's cache that fits this platform's kernels."""
-        cache_dtype = str(self.vllm_config.cache_config.cache_dtype)  # type: ignore[attr-defined]
-        fp8 = FP8.get(cache_dtype)
-        scales = (module._k_scale_float, module._v_scale_float)
-        size = self.kv_cache_config.kv_cache_groups[group].kv_cache_spec.block_size  # type: ignore[attr-defined]
-        if module.kv_cache.shape[2] != size:
-            raise UnsupportedError(
-                f"the attention kernel splits blocks of {size} tokens into {module.kv_cache.shape[2]}; "
-                f"start with --block-size {module.kv_cache.shape[2]}"
-            )
-        if self.device.type != "cpu":  # type: ignore[attr-defined]
-            if module.kv_cache.shape[3] != 2 * module.head_size:
-                raise UnsupportedError(f"KV cache dtype {cache_dtype!r} stores more than keys and values with a token")
-            return gpu_slots(module.kv_cache, module.head_size, scales, fp8)
-        from kvserve.layout import cpu_packings
-
-        cache = module.kv_cache
-        _, keys, _, values = cpu_packings(
-            module.isa, self.dtype, cache_dtype, cache.shape[2], cache.shape[3] // 2  # type: ignore[attr-defined]
-        )  # fmt: skip
-        return cpu_slots(cache, (keys, values), scales, fp8)
 
     # -- a step --------------------------------------------------------------------------------------
 
@@ -105,9 +61,11 @@ class KVRunner:
         if self.kv is None:
             return super()._update_states(scheduler_output)  # type: ignore[misc]
         # Before anything else of the step: blocks that a plan frees may be zeroed or written by it.
-        for plan in getattr(scheduler_output, "kv_plans", ()):
-            self.kv.run(plan)
-            self._kv_rewrite_row(plan.req_id, plan.group, list(plan.dst))
+        for _, same in groupby(getattr(scheduler_output, "kv_plans", ()), key=lambda plan: plan.req_id):
+            plans = list(same)
+            self.kv.run(plans)
+            for plan in plans:
+                self._kv_rewrite_row(plan.req_id, plan.group, list(plan.dst))
         for req_id in scheduler_output.finished_req_ids:
             self.kv.end(req_id)
         result = super()._update_states(scheduler_output)  # type: ignore[misc]
@@ -127,13 +85,13 @@ class KVRunner:
         for new in scheduler_output.scheduled_new_reqs:
             policy = wire.compressing(new.sampling_params.extra_args if new.sampling_params else None)
             if policy is not None:
-                kv.begin(new.req_id, policy, new.num_computed_tokens)
+                kv.begin(new.req_id, policy, new.num_computed_tokens, self.requests[new.req_id].num_prompt_tokens)  # type: ignore[attr-defined]
         cached = scheduler_output.scheduled_cached_reqs
         if not cached.resumed_req_ids:
             return
         for req_id, computed in zip(cached.req_ids, cached.num_computed_tokens, strict=True):
             if req_id in cached.resumed_req_ids and req_id in kv.requests:
-                kv.begin(req_id, kv.requests[req_id].policy, computed)
+                kv.begin(req_id, kv.requests[req_id].policy, computed, kv.requests[req_id].prompt)
 
     def _kv_begin_step(self, kv: Compactor, scheduler_output: SchedulerOutput) -> None:
         if not kv.requests:
@@ -144,12 +102,33 @@ class KVRunner:
             held = (kv.requests.get(r) for r in req_ids)
             lengths.begin_step([h.offset.get(group, 0) if h else 0 for h in held])
         # Without takers there is nothing to work out.
-        spans = self._kv_spans(req_ids, scheduler_output.num_scheduled_tokens) if len(kv.queries) else []
+        takers = len(kv.queries) or len(kv.gather)
+        spans = self._kv_spans(req_ids, scheduler_output.num_scheduled_tokens) if takers else []
+        for span in spans:
+            if kv.gather.waiting(span):
+                kv.count_waiting(list(self._kv_caches(kv, span.req_id, span.position)))
         kv.queries.begin_step(spans)
+        prompts = [span for span in spans if kv.gather.wants(span)]
+        kv.gather.begin_step([self._kv_prompt(kv, span) for span in prompts])
+        self._kv_complete = [s for s in prompts if kv.undivided(s.req_id, s.position + s.count)]
+
+    def _kv_caches(self, kv: Compactor, req_id: str, logical: int) -> Iterator[Cache]:
+        """Where the first `logical` tokens of a request lie, group by group."""
+        for group in kv.layers:
+            slots = logical - kv.requests[req_id].offset.get(group, 0)
+            size = self.kv_cache_config.kv_cache_groups[group].kv_cache_spec.block_size  # type: ignore[attr-defined]
+            ids = self.requests[req_id].block_ids[group][: -(-slots // size)]  # type: ignore[attr-defined]
+            yield Cache(req_id, group, logical, slots, torch.tensor(ids, device=self.device))  # type: ignore[attr-defined]
+
+    def _kv_prompt(self, kv: Compactor, span: Span) -> Prompt:
+        caches = self._kv_caches(kv, span.req_id, span.position + span.count)
+        return Prompt(span, {cache.group: cache for cache in caches})
 
     def _kv_idle(self, kv: Compactor) -> None:
         """The coming step carries no request of ours: attention sees what stock vLLM's sees."""
         kv.queries.begin_step([])
+        kv.gather.begin_step([])
+        self._kv_complete = []
         for lengths in self._kv_lengths.values():
             lengths.end_step()
 
@@ -167,13 +146,25 @@ class KVRunner:
         return super()._dummy_run(*args, **kwargs)  # type: ignore[misc]
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
+        if self.kv is None:
+            return super().sample_tokens(*args, **kwargs)  # type: ignore[misc]
+        for span in self._kv_complete:
+            self.kv.divide(list(self._kv_caches(self.kv, span.req_id, span.position + span.count)))
+        self._kv_complete = []
         output = super().sample_tokens(*args, **kwargs)  # type: ignore[misc]
-        return attached(output, self.kv.take_feedback() if self.kv is not None else None)
+        return attached(output, self.kv.take_feedback())
 
 
-def _tap(queries: QueryRings, layer: int) -> Any:
-    def tap(query: torch.Tensor) -> None:
-        if queries.active:
-            queries.store(layer, query)
+class Tap:
+    """What one layer's attention calls before and after it has run."""
 
-    return tap
+    def __init__(self, kv: Compactor, layer: Layer) -> None:
+        self._kv, self._layer = kv, layer
+
+    def before(self, query: torch.Tensor) -> None:
+        if self._kv.queries.active:
+            self._kv.queries.store(self._layer.index, query)
+
+    def after(self, query: torch.Tensor) -> None:
+        if self._kv.gather.active:
+            self._kv.gather.after_attention(self._layer, query)

@@ -54,11 +54,11 @@ class _Compressing:
                 manager.peak[request.request_id] = tracked.policy.chunked_peak(tokens, facts.chunk)
 
     def _get_local_prefix_cache_hit(self, request: Request) -> tuple[Any, int, int, bool]:
-        """A hit skips queries; leave the last ones to compute if the policy wants to see them."""
+        """A hit skips queries; leave to compute those that the policy wants to see: the last ones, or all."""
         blocks, hit, boundary, diverged = super()._get_local_prefix_cache_hit(request)  # type: ignore[misc]
         tracked = self.kv_requests.get(request.request_id)
-        if tracked is not None and tracked.policy.query_window and hit:
-            limit = max(0, request.num_tokens - tracked.policy.query_window)
+        if tracked is not None and tracked.queries_seen and hit:
+            limit = int(max(0, request.num_tokens - tracked.queries_seen))
             limit -= limit % self.block_size  # type: ignore[attr-defined]
             if hit > limit:
                 hit = limit
@@ -87,7 +87,7 @@ class _Compressing:
 
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput) -> Any:
         if (feedback := taken(model_runner_output)) is not None:
-            self.kv.measured(feedback)
+            self.kv.measured(feedback, self.kv_requests)
         result = super().update_from_output(scheduler_output, model_runner_output)  # type: ignore[misc]
         if self.kv_requests:
             for client in result.values():

@@ -28,6 +28,9 @@ class Tokens(Protocol):
     def decode(self, contents: Tensor) -> Tensor:
         """Contents -> float32."""
 
+    def encode(self, numbers: Tensor) -> Tensor:
+        """float32 -> contents, rounded to what the cache stores; undoes `decode`."""
+
 
 class Slots(NamedTuple):
     """One layer's cache."""
@@ -48,6 +51,17 @@ class _Stored:
             return contents.float()
         return contents.contiguous().view(self.fp8).float() * self.scale
 
+    def encode(self, numbers: Tensor) -> Tensor:
+        if self.fp8 is None:
+            return numbers.to(self.stored)
+        limit = torch.finfo(self.fp8).max
+        return (numbers / self.scale).clamp(-limit, limit).to(self.fp8).view(self.stored)
+
+    @property
+    def stored(self) -> torch.dtype:
+        """dtype of the cache tensor; bytes for fp8."""
+        raise NotImplementedError
+
 
 @dataclass(kw_only=True)
 class StridedTokens(_Stored):
@@ -57,6 +71,10 @@ class StridedTokens(_Stored):
     """
 
     view: Tensor
+
+    @property
+    def stored(self) -> torch.dtype:
+        return self.view.dtype
 
     def read(self, blocks: Tensor, count: int) -> Tensor:
         return _by_head(self.view.index_select(0, blocks), count)  # several times faster than view[blocks]
@@ -76,6 +94,10 @@ class PackedTokens(_Stored):
 
     raw: Tensor
     packing: Packing
+
+    @property
+    def stored(self) -> torch.dtype:
+        return self.raw.dtype
 
     def read(self, blocks: Tensor, count: int) -> Tensor:
         return _by_head(self.packing.unpack(self.raw.index_select(0, blocks)), count)

@@ -7,13 +7,16 @@ vLLM's scheduler statistics (see `kvserve.scheduler`).
 import json
 from bisect import bisect_left
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 """Edges of `compaction_seconds`: a plan on a small model takes about 1 ms, on a 7B model on CPU 0.1 s."""
 
 SHARES = tuple(i / 20 for i in range(1, 21))
 """Edges of `kept_fraction`: steps of 5 %, as budgets are written."""
+
+SHOWN = 64
+"""How many running requests of an engine a snapshot lists."""
 
 MARK = "kvserve:"
 """Prefix of the entry of `SchedulerStats.num_kv_fetch_reqs_by_stage` that carries a snapshot."""
@@ -40,6 +43,8 @@ class PolicyTotals:
     """What one policy did since start-up."""
 
     requests: int = 0
+    prompt_tokens: int = 0  # with those found in the prefix cache
+    generated_tokens: int = 0
     compactions: int = 0
     evicted: float = 0.0  # tokens per layer, mean over layers
     merged: float = 0.0
@@ -47,6 +52,19 @@ class PolicyTotals:
     pressure_compactions: int = 0
     seconds: Histogram = field(default_factory=lambda: Histogram.over(SECONDS))
     kept: Histogram = field(default_factory=lambda: Histogram.over(SHARES))
+
+
+class Running(TypedDict):
+    """One running request, as it is now. Tokens are per layer (mean)."""
+
+    id: str  # the last characters of vLLM's id, with the number of the sequence in front if n > 1
+    policy: str
+    budget: int | float | None
+    stage: str  # prefill | decode
+    logical_tokens: int
+    kept_tokens: float
+    resident_bytes: int
+    full_bytes: int
 
 
 @dataclass
@@ -58,12 +76,21 @@ class EngineTotals:
     full_bytes: int = 0  # what the same requests would hold uncompressed
     pool_bytes: int = 0
     preemptions_avoided: int = 0
+    running: list[Running] = field(default_factory=list)  # the first SHOWN of them
+    requests_running: int = 0
+    requests_waiting: int = 0
 
     def of(self, policy: str) -> PolicyTotals:
         return self.policies.setdefault(policy, PolicyTotals())
 
     def dump(self) -> str:
-        return MARK + json.dumps(asdict(self))
+        return MARK + json.dumps(vars(self), default=vars)
+
+
+def short_id(req_id: str) -> str:
+    """`2_chatcmpl-4f0c-1a2b3c4d` -> `2_1a2b3c4d`: vLLM ends its ids with eight random characters."""
+    sequence, underscore, _ = req_id.partition("_")
+    return (sequence + underscore if underscore and sequence.isdigit() else "") + req_id[-8:]
 
 
 def load(entries: dict[str, int]) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """What the scheduler remembers of a request with a compressing policy."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +18,10 @@ class Tracked:
     whole: bool  # compact once when the prompt is complete, not between chunks
     prefilled: bool = False
     overdue: bool = False  # a due compaction found no destination blocks: try again at the next step
+    weights: Sequence[float] | None = None  # each layer's share of the budget, mean 1, as the worker divided it
     compactions: int = 0
     blocks_freed: int = 0
+    merged: float = 0.0  # tokens per layer (mean) that went into others
 
     @classmethod
     def of(cls, extra_args: dict[str, Any] | None) -> "Tracked | None":
@@ -26,14 +29,22 @@ class Tracked:
         policy = wire.compressing(extra_args)
         return None if policy is None else cls(policy, (extra_args or {}).get(wire.CALL), whole=True)
 
+    @property
+    def queries_seen(self) -> float:
+        """How many of the prompt's last queries the policy's evidence comes from."""
+        return math.inf if self.policy.gathers else self.policy.query_window
+
     def restart(self) -> None:
         """After a preemption the request is computed again from its first token."""
         self.prefilled = self.overdue = False
+        self.weights = None
 
-    def due(self, logical: int, physical: int, prefilling: bool) -> int | None:
+    def due(self, logical: int, physical: int, prompt: int, prefilling: bool) -> int | None:
         """Tokens to keep now, or None."""
         if prefilling:
             stage = "prefill"
+        elif self.policy.own_shares and self.weights is None:
+            return None  # the worker's word is on its way: with asynchronous scheduling it comes a step later
         else:
             stage = "decode" if self.prefilled and not self.overdue else "prefilled"
             self.prefilled = True
@@ -42,11 +53,13 @@ class Tracked:
         if stage != "prefill" and self.policy.when == "pressure" and not self.overdue:
             return None
         self.overdue = False
-        return self.policy.due(Moment(logical, physical, stage))  # type: ignore[arg-type]
+        return self.policy.due(Moment(logical, physical, stage, prompt))  # type: ignore[arg-type]
 
     def keep_by_group(self, keep: int, held: int, bundles: Sequence[int]) -> list[int]:
         """`keep` of `held` tokens per layer on the mean -> tokens for each group; bundles = layers per group."""
-        shares = self.policy.shares(keep, sum(bundles), held)
+        shares: Sequence[float] | None = self.policy.shares(keep, sum(bundles), held)
+        if self.weights is not None:
+            shares = [weight * keep for weight in self.weights]
         if shares is None:
             return [keep] * len(bundles)
         result, start = [], 0

@@ -3,10 +3,20 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+from kvserve.rope import Rope
+
+
+class Moments(NamedTuple):
+    """Sums over the pre-RoPE queries of a request, per query head: of each query, and of its outer product."""
+
+    count: int  # type: ignore[assignment]
+    total: Tensor  # (H * G, D) float32
+    outer: Tensor  # (H * G, D, D) float32
 
 
 @dataclass
@@ -15,6 +25,7 @@ class LayerView:
 
     Shapes: H local KV heads, G query heads per KV head, n slots held, D head size, W captured queries.
     Keys and queries are post-RoPE. `load` reads the "keys" or the "values", (H, n, D) float32, on first use.
+    `mass` and `moments` are there if the policy names them in `reads`; see `Policy.gathers`.
     """
 
     layer: int
@@ -28,6 +39,13 @@ class LayerView:
     queries: Tensor | None = None  # (W, H * G, D) float32, oldest first
     query_positions: Tensor | None = None  # (W,) int64
     state: dict[str, Tensor] = field(default_factory=dict)  # (H, n, ...): carried through compactions
+    memo: dict[str, Any] = field(default_factory=dict)  # what the policy notes about this layer; kept as it is
+    prompt: int = 0  # tokens of the request's prompt
+    mass: Tensor | None = None  # (H, n, G) float32: attention that each slot got, summed over the queries seen
+    moments: Moments | None = None
+    rope: Rope | None = None  # how queries and keys of this layer were rotated
+    calibration: dict[str, Tensor] | None = None  # this layer's statistics of local heads; see kvserve.calibration
+    mean_over_workers: Callable[[Tensor], Tensor] = lambda x: x  # under tensor parallelism
 
     @property
     def num_heads(self) -> int:
@@ -47,12 +65,24 @@ class LayerView:
         """(H, n, D) float32."""
         return self.load("values")
 
-    def per_head(self, reduce: Callable[[Tensor, Tensor], Tensor], last: int | None = None) -> Tensor:
+    def forget(self) -> None:
+        """Give back the memory of keys and values; they are read again when asked for."""
+        self.__dict__.pop("keys", None)
+        self.__dict__.pop("values", None)
+
+    def over_heads(self, values: Tensor) -> Tensor:
+        """(H, ...) -> (...): the mean over all KV heads of the layer, those of other workers included."""
+        return self.mean_over_workers(values.mean(dim=0))
+
+    def per_head(
+        self, reduce: Callable[[Tensor, Tensor], Tensor], last: int | None = None, *, softmax: bool = True
+    ) -> Tensor:
         """Stack `reduce(probs, seen)` over the KV heads.
 
         probs: (G, W, n) float32, the causal softmax attention of the last `last` captured queries (all
-        if None) on the slots held now; seen: (W,) int64, how many slots each query could see: the first
-        ones, since slots are in order of age. Head by head, so that memory stays at G * W * n floats.
+        if None) on the slots held now, or the logits, -inf where unseen, if not `softmax`; seen: (W,)
+        int64, how many slots each query could see: the first ones, since slots are in order of age.
+        Head by head, so that memory stays at G * W * n floats.
         """
         queries, at = self._recent_queries(last)
         group = queries.shape[1] // self.num_heads
@@ -63,7 +93,7 @@ class LayerView:
             logits = q @ self.keys[head].T
             young, unseen = unseen_slots(seen, self.num_slots)
             logits[:, :, young:].masked_fill_(unseen, float("-inf"))
-            results.append(reduce(torch.softmax(logits, dim=-1), seen))
+            results.append(reduce(torch.softmax(logits, dim=-1) if softmax else logits, seen))
         return torch.stack(results)
 
     def _recent_queries(self, last: int | None) -> tuple[Tensor, Tensor]:

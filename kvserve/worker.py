@@ -5,7 +5,9 @@ from typing import Any
 from vllm.platforms import current_platform
 
 from kvserve.attention import Backends
+from kvserve.compactor import Compactor
 from kvserve.guard import UnsupportedError, refuse_unsupported
+from kvserve.probe import Probe
 
 
 def _register(platform: str) -> None:
@@ -14,6 +16,22 @@ def _register(platform: str) -> None:
     Backends.register(platform)
     # A stock engine in this process may have looked its backend up before.
     selector._cached_get_attn_backend.cache_clear()
+
+
+class Probed:
+    """What `kvserve calibrate` asks of workers, by `collective_rpc`."""
+
+    def kv_probe_start(self) -> None:
+        """Sample every prompt of a compressing request from now on."""
+        kv: Compactor = self.model_runner.kv  # type: ignore[attr-defined]
+        kv.probe, kv.gather.extra = Probe(), ("bands",)
+
+    def kv_probe_take(self) -> Probe:
+        """What was sampled since the last call; sampling goes on."""
+        kv: Compactor = self.model_runner.kv  # type: ignore[attr-defined]
+        assert kv.probe is not None
+        taken, kv.probe = kv.probe, Probe()
+        return taken
 
 
 def _cpu_worker() -> type:
@@ -25,7 +43,7 @@ def _cpu_worker() -> type:
     class CPURunner(KVRunner, CPUModelRunner):
         """V1 runner on CPU."""
 
-    class CPUKVWorker(cpu_worker.CPUWorker):
+    class CPUKVWorker(Probed, cpu_worker.CPUWorker):
         """CPU worker. `init_device` names its runner class, so the name is swapped while it runs."""
 
         def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
@@ -54,7 +72,7 @@ def _cuda_worker() -> type:
     class CUDARunner(KVRunner, GPUModelRunner):
         """V1 runner on CUDA."""
 
-    class CUDAKVWorker(gpu_worker.Worker):
+    class CUDAKVWorker(Probed, gpu_worker.Worker):
         """CUDA worker on the V1 runner."""
 
         def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:

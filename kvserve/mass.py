@@ -1,0 +1,44 @@
+"""Attention mass: what each slot received from all queries so far, without an n x n matrix.
+
+colsum[hq, i] = sum over queries q of softmax(scale * q . K)[i]: the accumulated scores of H2O, Elastic
+Cache and PrefixKV. The kernels of attention do not hand out probabilities, so they are computed once
+more, tile by tile. On CUDA by a Triton kernel (`kvserve.mass_triton`), elsewhere by torch.
+"""
+
+import torch
+from torch import Tensor
+
+TILE = 64  # queries at a time: TILE * G rows of logits stay in a core's second-level cache
+
+
+def column_sums(queries: Tensor, keys: Tensor, scale: float, first: int, stride: int = 1) -> Tensor:
+    """Causal attention of some queries on all slots, summed over the queries.
+
+    queries: (W, H * G, D); keys: (H, n, D) float32, slots in order of age; query w is that of slot
+    first + w * stride and sees the slots up to it; returns (H, G, n) float32.
+    """
+    if queries.is_cuda:
+        from kvserve.mass_triton import column_sums as on_gpu
+
+        return on_gpu(queries.float().contiguous(), keys.contiguous(), scale, first, stride)
+    return _tiled(queries.float(), keys, scale, first, stride)
+
+
+def _tiled(queries: Tensor, keys: Tensor, scale: float, first: int, stride: int) -> Tensor:
+    heads, slots, width = keys.shape
+    count, group = len(queries), queries.shape[1] // heads
+    sums = keys.new_zeros(heads, group, slots)
+    by_head = queries.view(count, heads, group, width).permute(1, 2, 0, 3)
+    at = first + stride * torch.arange(count)
+    for start in range(0, count, TILE):
+        end = min(count, start + TILE)
+        young, seen = first + start * stride + 1, first + (end - 1) * stride + 1
+        unseen = torch.arange(young, seen) > at[start:end, None]  # of the slots that the tile's first query cannot see
+        for head in range(heads):
+            logits = by_head[head, :, start:end] @ keys[head, :seen].T
+            logits[:, :, young:].masked_fill_(unseen, float("-inf"))
+            highest = logits.amax(dim=-1, keepdim=True)
+            probs = torch.add(-scale * highest, logits, alpha=scale, out=logits).exp_()
+            weights = probs.sum(dim=-1, keepdim=True).reciprocal_()
+            sums[head, :, :seen] += (weights.transpose(1, 2) @ probs)[:, 0]
+    return sums

@@ -1,0 +1,37 @@
+"""The small values in which policies, scheduler and workers talk about a request and its server."""
+
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+
+class Facts(NamedTuple):
+    """What this server is: what `Policy.check` may refuse a request for."""
+
+    num_layers: int
+    groups: int  # layer groups with block tables of their own
+    block_size: int
+    pool_tokens: int  # tokens that an otherwise empty pool can hold for one request
+    max_model_len: int
+    chunk: int  # largest prefill chunk, tokens
+    tensor_parallel: int = 1  # workers among which the KV heads of a layer are split
+    calibrated: tuple[str, ...] = ()  # statistics in the server's calibration file; see kvserve.calibration
+    rotary: bool = True  # whether positions are a rotation of queries and keys (RoPE, not M-RoPE)
+
+
+class Moment(NamedTuple):
+    """Where a request stands, in tokens, when the scheduler asks whether a compaction is due."""
+
+    logical: int  # tokens seen
+    physical: int  # tokens kept
+    stage: Literal["prefill", "prefilled", "decode"]  # between chunks, prompt just done, generating
+    prompt: int = 0  # tokens of the prompt
+
+
+class Merged(NamedTuple):
+    """Slots that stay with contents that took in those of others; what a merging policy selects."""
+
+    slots: Tensor  # (H, keep) int64, ascending: whose positions and state the entries have
+    keys: Tensor | None  # (H, keep, D) float32; None = as they are
+    values: Tensor | None
+    merged: int  # tokens per layer that went into others
