@@ -4,30 +4,21 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from kvserve.policy import Facts, PolicyError
+from kvserve.policy import UnevenLayers
 from policies.snapkv import SnapKV
 
 
-class PyramidKV(SnapKV):
+class PyramidKV(UnevenLayers, SnapKV):
     """SnapKV's scores with budgets that shrink linearly with depth.
 
     Beyond the window the first layer gets 2M - M/beta, the last one M/beta, their mean is M = budget -
-    window; if the first would get more than there is, it gets all and the last one the difference. Layers
-    that share block tables get the mean of their budgets, so the server needs several groups.
+    window; if the first would get more than there is, it gets all and the last one the difference.
     """
 
     name: ClassVar[str] = "pyramidkv"
     paper: ClassVar[str] = "arXiv:2406.02069"
 
     beta: int = Field(20, ge=2, le=1000, description="How steep: the last layer keeps 1/beta of the mean")
-
-    def check(self, facts: Facts) -> None:
-        if facts.groups < 2:
-            raise PolicyError(
-                "kv_policy 'pyramidkv' gives layers different budgets, but this server holds all layers in one "
-                "group; start it with --kv-groups 2 or more",
-                reason="unsupported",
-            )
 
     def shares(self, keep: int, num_layers: int, held: int) -> list[int] | None:
         mean, room = keep - self.window, held - self.window

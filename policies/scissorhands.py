@@ -1,15 +1,18 @@
 """Tokens that mattered lately will matter again; drop the ones most often unimportant."""
 
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from kvserve.policy import Facts, LayerView, Moment, PolicyError, ScoringPolicy, unseen_slots
+from kvserve.policy import LayerView, Moment, ScoringPolicy, UnevenLayers
+from policies.scissorhands_variants import columns, last_use, low_votes, mean_attention
+
+_DEFAULTS = {"cold-compress": {"sinks": 4}, "official": {"history": 100}}  # where a variant's are not the paper's
 
 
-class Scissorhands(ScoringPolicy):
+class Scissorhands(UnevenLayers, ScoringPolicy):
     """Per KV head, count in how many of the last `history` queries a token got less than the average
     attention 1/n; when the cache exceeds its budget, drop those with the most low votes.
 
@@ -17,44 +20,62 @@ class Scissorhands(ScoringPolicy):
     GQA). A round drops max(drop * budget, excess) tokens, so the cache saws between
     (1 - drop) * budget and the budget. The prompt's last `history` queries count like decode steps; the
     prompt's excess goes in one act. No sinks are protected: they survive by their votes.
+
+    Variants, for comparison with numbers of released code; both drop the excess every `slack` tokens:
+    `cold-compress` ranks by the mean attention (or share of high votes, see `measure`) over the queries that saw a
+    token, at most `history`, and protects 4 sinks. Its release takes victims one by one from a list made now and then.
+    `official` is an adaptation: that release masks scores of a prompt, has no budget and frees nothing. A
+    token stays visible there while one of the last `history` = 100 queries gave it more than the 90th
+    percentile of its row; here such tokens stay first, the latest used before others, then the newest.
     """
 
     name: ClassVar[str] = "scissorhands"
     paper: ClassVar[str] = "arXiv:2305.17118"
     reads: ClassVar[tuple[str, ...]] = ("keys", "queries")
 
-    sinks: int = Field(0, ge=0, le=1024, description="First tokens of the prompt, always kept")
+    variant: Literal["paper", "cold-compress", "official"] = Field(
+        "paper", description="The paper's algorithm, or what released code ranks by"
+    )
+    sinks: int = Field(
+        0, ge=0, le=1024, description="First tokens of the prompt, always kept; 4 unless given with 'cold-compress'"
+    )
     recent: int = Field(10, ge=1, le=4096, description="Newest tokens, always kept (r in the paper)")
-    history: int = Field(400, ge=1, le=512, description="Queries whose votes count (w in the paper)")
-    drop: float = Field(0.5, gt=0, le=1, description="Share of the budget dropped by a round (m / B)")
+    history: int = Field(
+        400, ge=1, le=512, description="Queries whose votes count (w in the paper); 100 unless given with 'official'"
+    )
+    drop: float = Field(0.5, gt=0, le=1, description="'paper': share of the budget dropped by a round (m / B)")
+    measure: Literal["probability", "bit"] = Field(
+        "probability", description="'cold-compress': mean attention, or how often it was 1/n or more"
+    )
+    percentile: float = Field(0.9, ge=0, lt=1, description="'official': what of its row a token must exceed")
     slope: float = Field(
         0.0, ge=0, le=0.5, description="Budget of layer l of L: B * (1 - slope + 2 * slope * l / (L - 1))"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _variant_defaults(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        return {**_DEFAULTS.get(str(fields.get("variant")), {}), **fields}
 
     @property
     def query_window(self) -> int:
         return self.history
 
-    def check(self, facts: Facts) -> None:
-        if self.slope > 0 and facts.groups < 2:
-            raise PolicyError(
-                f"kv_policy.slope is {self.slope}, which gives layers different budgets, but this server "
-                "holds all layers in one group; start it with --kv-groups 2 or more, or use slope 0",
-                param="kv_policy.slope",
-                reason="unsupported",
-            )
+    @property
+    def uneven(self) -> bool:
+        return self.slope > 0
 
     def due(self, at: Moment) -> int | None:
-        if at.stage != "decode":
+        if at.stage != "decode" or self.variant != "paper":
             return super().due(at)
-        target = self.target(at.logical)
+        target = self.target(at.logical, at.prompt)
         excess = at.physical - target
         if not self.decode or excess <= 0:
             return None
         return max(at.physical - max(round(self.drop * target), excess), min(self.protected + 1, target))
 
     def overshoot(self) -> int:
-        return 1
+        return 1 if self.variant == "paper" else super().overshoot()
 
     def shares(self, keep: int, num_layers: int, held: int) -> list[int] | None:
         if self.slope == 0 or num_layers < 2:
@@ -68,28 +89,8 @@ class Scissorhands(ScoringPolicy):
         return whole
 
     def scores(self, view: LayerView) -> Tensor:
-        low = self._low_votes(view)
-        view.state["low"] = low
-        return -low.sum(dim=-1, dtype=torch.int32)
-
-    def _low_votes(self, view: LayerView) -> Tensor:
-        """(H, n, up to `history`) uint8: one column per query, oldest first."""
-        assert view.query_positions is not None
-        fresh = int((view.query_positions >= view.since).sum())
-        votes = view.per_head(_low, last=fresh).transpose(1, 2)  # (H, n, fresh)
-        earlier = view.state.get("low")
-        if earlier is not None:
-            votes = torch.cat([earlier, votes], dim=2)
-        return votes[:, :, -self.history :]
-
-
-def _low(probs: Tensor, seen: Tensor) -> Tensor:
-    """(W, n) uint8: slots that a query could see and gave less than the average attention.
-
-    The threshold 1/n is lowered by a rounding error, so that uniform attention casts no vote.
-    """
-    mean = probs[0] if len(probs) == 1 else probs.mean(dim=0)
-    low = mean < ((1 - 1e-5) / seen)[:, None]
-    young, unseen = unseen_slots(seen, low.shape[1])
-    low[:, young:].masked_fill_(unseen, False)
-    return low.view(torch.uint8)
+        if self.variant == "cold-compress":
+            return mean_attention(view, self.history, self.measure)
+        if self.variant == "official":
+            return last_use(view, self.history, self.percentile)
+        return -columns(view, "low", low_votes, self.history).sum(dim=-1, dtype=torch.int32)

@@ -5,15 +5,14 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from kvserve.policy import Facts, LayerView, PolicyError, ScoringPolicy
+from kvserve.policy import LayerView, ScoringPolicy
 
 
 class TOVA(ScoringPolicy):
     """Keep the tokens that the last query attends to most, averaged over all heads of a layer.
 
     All KV heads of a layer keep the same tokens. The paper evicts one token per generated token; here a
-    round every `slack` tokens drops as many at once, by the query of that moment. The mean over all heads
-    needs them in one worker, so tensor parallelism is refused.
+    round every `slack` tokens drops as many at once, by the query of that moment.
     """
 
     name: ClassVar[str] = "tova"
@@ -28,14 +27,6 @@ class TOVA(ScoringPolicy):
     def query_window(self) -> int:
         return 1
 
-    def check(self, facts: Facts) -> None:
-        if facts.tensor_parallel > 1:
-            raise PolicyError(
-                f"kv_policy 'tova' averages over all heads of a layer, which tensor parallelism "
-                f"({facts.tensor_parallel}) splits over workers; allowed: a server with tensor-parallel-size 1",
-                reason="unsupported",
-            )
-
     def scores(self, view: LayerView) -> Tensor:
         attention = view.per_head(lambda probs, _: probs.mean(dim=(0, 1)), last=1)
-        return attention.mean(dim=0, keepdim=True).expand(view.num_heads, -1)
+        return view.over_heads(attention).expand(view.num_heads, -1)
