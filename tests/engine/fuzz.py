@@ -23,22 +23,23 @@ class Traffic:
     def policy(self) -> Any:
         if self.random.random() < 0.3:
             return None
-        name = self.random.choice(harness.policies(self.llm))
+        chosen = self.random.choice(harness.policies(self.llm))
+        name = chosen["name"]
         share = self.random.random() < 0.5
         budget = self.random.choice([0.1, 0.25, 0.5, 0.9]) if share else self.random.randrange(40, 300)
-        fields: dict[str, Any] = {"name": name, "budget": budget, "slack": self.random.choice([16, 32, 64])}
+        fields: dict[str, Any] = {**chosen, "budget": budget, "slack": self.random.choice([16, 32, 64])}
         if self.random.random() < 0.3:
             fields["prefill"] = "chunks"
         if self.random.random() < self.pressure:
             fields["when"] = "pressure"
         if name == "scissorhands":
             fields["drop"] = self.random.choice([0.05, 0.2, 0.5])
-            fields["slope"] = self.random.choice([0.0, 0.3]) if self.groups > 1 else 0.0
+            fields["slope"] = self.random.choice([0.0, 0.3])
+            fields["granularity"] = "group"
+        if name == "triattention":
+            fields["protect_prompt"] = self.random.random() < 0.3
+            fields["mode"] = self.random.choice(["per_head", "per_layer_per_head", "union"])
         return fields
-
-    @property
-    def groups(self) -> int:
-        return len(harness.scheduler(self.llm).kv.managers)
 
     def send(self) -> None:
         prompt = list(self.random.choice(self.prefixes)) if self.random.random() < 0.6 else []

@@ -72,16 +72,18 @@ def generate(
     )
 
 
-def policies(llm: LLM) -> list[str]:
-    """The compressing policies that this engine can serve with their defaults."""
-    names = []
+def policies(llm: LLM) -> list[dict[str, Any]]:
+    """Every compressing policy that this engine can serve, at the granularity of its layer groups if need be."""
+    found = []
     for name, policy in registry.installed().items():
-        try:
-            policy().check(scheduler(llm).kv.facts)
-        except PolicyError:
-            continue
-        names += [name] if policy.compresses else []
-    return names
+        for fields in ({}, {"granularity": "group"} if "granularity" in policy.model_fields else {}):
+            try:
+                policy(**fields).check(scheduler(llm).kv.facts)
+            except PolicyError:
+                continue
+            found += [{"name": name, **fields}] if policy.compresses else []
+            break
+    return found
 
 
 def said(output: Any) -> tuple[list[int], list[float]]:

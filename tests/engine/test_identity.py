@@ -43,13 +43,13 @@ def test_full_is_stock(llm, stock):
 @pytest.mark.parametrize("budget", [2000, 1.0], ids=["tokens", "share"])
 def test_budget_at_least_the_length_is_stock(llm, stock, budget):
     """U1: every policy, with evidence capture and rounds running."""
-    names = harness.policies(llm)
-    for some in (names[: len(PROMPTS)], names[-len(PROMPTS) :]):
-        policies = [{"name": name, "budget": budget, "slack": 16} for name in some]
+    servable = harness.policies(llm)
+    for some in (servable[: len(PROMPTS)], servable[-len(PROMPTS) :]):
+        policies = [{**chosen, "budget": budget, "slack": 16} for chosen in some]
         outputs = harness.generate(llm, PROMPTS, policies)
         assert [harness.said(o) for o in outputs] == stock[0]
         assert all(harness.outcome(o)["evicted_tokens"] == 0 for o in outputs)
-        assert [harness.outcome(o)["policy"] for o in outputs] == some
+        assert [harness.outcome(o)["policy"] for o in outputs] == [chosen["name"] for chosen in some]
 
 
 def test_stock_requests_beside_compressed_ones(llm, stock):

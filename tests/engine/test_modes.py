@@ -14,7 +14,10 @@ import pytest
 from tests.engine import harness
 
 PROMPTS = [harness.tokens(n, seed=n) for n in (300, 450, 620)]
-POLICIES = [None, "scissorhands:0.25", "snapkv:100", "random:100", "streaming:0.3"]
+POLICIES = [
+    None, "scissorhands:0.25", "snapkv:100", "random:100", "streaming:0.3", "elastic-cache:100", "h2o:100", "tova:100",
+    "expected-attention:100", "rkv:100", {"name": "triattention", "budget": 100, "protect_prompt": False},
+]  # fmt: skip
 MODES = {
     "async": {"asynchronous": True},
     "processes": {"env": {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}},

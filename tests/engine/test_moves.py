@@ -52,3 +52,38 @@ def test_identity(cache):
     compressed = harness.generate(llm, PROMPTS, ["scissorhands:64", "snapkv:64"])
     assert all(harness.outcome(o)["kept_tokens"] < 130 for o in compressed)
     harness.stop(llm)
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_merged_entries_are_the_means(cache, monkeypatch):
+    """Elastic Cache: what lies in the cache after a merge is the mean of what lay there before, as the dtype rounds."""
+    dtype, cache_dtype = CACHES[cache]
+    llm = harness.start(dtype=dtype, kv_cache_dtype=cache_dtype, blocks=128, max_model_len=1024)
+    kv = harness.runner(llm).kv
+    stock, checked = kv._move, []
+
+    def watched(step, choice):
+        before = {n: t.decode(t.read(step.src, step.plan.held)) for n, t in step.layer.slots._asdict().items()}
+        stock(step, choice)
+        for name, tokens in step.layer.slots._asdict().items():
+            after = tokens.decode(tokens.read(step.dst, step.plan.keep))
+            checked.append((_buckets(before[name], choice.slots[0]), after))
+
+    monkeypatch.setattr(kv, "_move", watched)
+    [output] = harness.generate(llm, [PROMPTS[1]], [{"name": "elastic-cache", "budget": 100, "decode": False}], 4)
+    assert harness.outcome(output)["merged_tokens"] == 333 - 100
+    assert len(checked) == 8  # keys and values of four layers
+    step = {"float32": 1e-6, "bfloat16": 2**-8, "fp8": 2**-3}[cache]  # relative distance of neighbours
+    for wanted, found in checked:
+        assert ((found - wanted).abs() <= step * wanted.abs() + 1e-2 * (cache == "fp8") + 1e-6).all()
+        assert (found != 0).any()
+    harness.stop(llm)
+
+
+def _buckets(before, kept):
+    """(H, n, D) -> (H, keep, D): means of buckets, one slot after the other."""
+    anchors, sums = kept[1:-1].tolist(), {int(s): [before[:, s]] for s in kept}
+    for slot in range(before.shape[1]):
+        if slot not in sums:
+            sums[min(anchors, key=lambda a: (abs(a - slot), a))].append(before[:, slot])
+    return torch.stack([torch.stack(sums[int(s)]).mean(0) for s in kept], dim=1)

@@ -5,7 +5,8 @@ import pytest
 from tests.engine import harness
 
 PROMPT = harness.tokens(600, seed=11)
-POLICIES = ["streaming:0.25", "snapkv:0.25", "scissorhands:0.25", "knorm:100", "random:100"]
+WHOLE = ["elastic-cache:0.25", "h2o:100", "expected-attention:100"]  # their evidence comes from all queries
+POLICIES = ["streaming:0.25", "snapkv:0.25", "scissorhands:0.25", "knorm:100", "random:100", *WHOLE]
 
 
 @pytest.fixture(scope="module")
@@ -73,13 +74,25 @@ def test_a_hit_leaves_the_queries_that_a_policy_wants(llm):
         assert 0 < hit <= len(PROMPT) - window
 
 
+@pytest.mark.parametrize("policy", WHOLE)
+def test_evidence_of_all_queries_takes_no_hit(llm, uncached, policy):
+    """A hit would skip queries and change what is kept, so the prompt is computed; what it leaves is found again."""
+    llm.reset_prefix_cache()
+    ask(llm, [None])
+    [tokens], [hit] = ask(llm, [policy])
+    assert hit == 0
+    assert tokens == uncached[policy]
+    _, [hit] = ask(llm, [None])
+    assert hit > 500
+
+
 def test_no_secret_leaves_its_request(llm):
     """120 concurrent requests share a prefix and hold distinct secrets: each answers as it does alone."""
     shared = harness.tokens(96, seed=5)
     prompts = [shared + harness.tokens(150, seed=100 + i) for i in range(120)]
-    policies = [
-        [None, "streaming:80", "snapkv:80", "scissorhands:80", "random:80", "knorm:80"][i % 6] for i in range(120)
-    ]
+    each = [None, *({**policy, "budget": 80, "slack": 16} for policy in harness.policies(llm))]
+    assert len(each) > 12
+    policies = [each[i % len(each)] for i in range(120)]
     together = [harness.said(o)[0] for o in harness.generate(llm, prompts, policies, 12)]
     for start in range(0, 120, 24):  # five other batches, so that neighbours and blocks differ
         some = slice(start, start + 24)

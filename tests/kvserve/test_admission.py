@@ -24,9 +24,15 @@ def test_full_generation_is_bounded():
 
 @pytest.mark.parametrize("name", COMPRESSING)
 def test_policy_makes_a_long_prompt_fit(name):
-    policy = request.parse({"name": name, "budget": 128})
+    fields = {"protect_prompt": False} if name == "triattention" else {}
+    policy = request.parse({"name": name, "budget": 128, **fields})
     assert not whole_prefill(policy, 3000, FACTS)
     assert fitting(policy, 3000, 200, FACTS) == 200
+
+
+def test_a_protected_prompt_must_fit():
+    with pytest.raises(PolicyError, match="prompt has 3000 tokens and needs room for 3001"):
+        fitting(request.parse("triattention:128"), 3000, 200, FACTS)
 
 
 @pytest.mark.parametrize("name", COMPRESSING)

@@ -1,5 +1,7 @@
 """Attention and block tables see physical lengths; without compacted requests they see vLLM's own."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -77,9 +79,9 @@ def test_queries_are_tapped_before_attention():
     impl, seen = _extended(StockBackend).get_impl_cls()(), []
     assert isinstance(impl, QueryTap)
     assert impl.forward(None, torch.ones(2), torch.ones(2)).tolist() == [2, 2]
-    impl.kv_tap = seen.append
-    impl.forward(None, torch.ones(2), torch.ones(2))
-    assert len(seen) == 1
+    impl.kv_tap = SimpleNamespace(before=lambda q: seen.append("before"), after=lambda q: seen.append("after"))
+    assert impl.forward(None, torch.ones(2), torch.ones(2)).tolist() == [2, 2]
+    assert seen == ["before", "after"]
 
 
 class Table:

@@ -144,9 +144,14 @@ class TestTOVA:
         seen = view([list(range(5))] * 2, keys=keys + other, queries=both, at=[5])
         assert policy.select(seen, 2).tolist() == [[2, 4], [2, 4]]
 
-    def test_tensor_parallelism_is_refused(self):
-        with pytest.raises(PolicyError, match="tensor-parallel-size 1"):
-            request.parse("tova").check(Facts(4, 1, 32, 1000, 4096, 512, tensor_parallel=2))
+    def test_the_mean_is_that_of_all_workers(self):
+        """This worker's heads favour token 0, with those of another one token 2 wins."""
+        keys, queries = rows_as_keys([[0.5, 0.1, 0.2, 0.1, 0.1]])
+        seen = view([list(range(5))], keys=keys, queries=queries, at=[5])
+        seen.mean_over_workers = lambda mean: (mean + torch.tensor([0.1, 0.1, 0.6, 0.1, 0.1])) / 2
+        policy = request.parse("tova:2")
+        policy.check(Facts(4, 1, 32, 1000, 4096, 512, tensor_parallel=2))
+        assert policy.select(seen, 2).tolist() == [[2, 4]]
 
 
 class TestPyramidKV:

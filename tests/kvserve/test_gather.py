@@ -1,0 +1,126 @@
+"""Counting queries: in chunks, late, every n-th, and through a compaction, against the whole matrix."""
+
+from typing import ClassVar, Literal
+
+import pytest
+import torch
+
+from kvserve.gather import FOLD, Gatherer, Layer, Prompt
+from kvserve.held import Cache
+from kvserve.policy import LayerView, Policy
+from kvserve.queries import QueryRings, Span
+from kvserve.rope import Rope
+from kvserve.slots import Slots, StridedTokens
+from tests.kvserve.test_mass import naive
+
+H, G, D, N = 2, 2, 8, 300
+CPU = torch.device("cpu")
+
+
+class Watching(Policy):
+    name: ClassVar[str] = "watching"
+    reads: ClassVar[tuple[str, ...]] = ("mass", "moments")
+    observes: ClassVar[Literal["prompt", "all"]] = "all"
+    every: int = 1
+
+    @property
+    def mass_every(self) -> int:
+        return self.every
+
+
+class World:
+    """One layer, one request "r", contiguous blocks of 16 slots."""
+
+    def __init__(self, prompt=N, policy=None):
+        g = torch.Generator().manual_seed(0)
+        self.queries = torch.randn(N, H * G, D, generator=g)
+        self.keys = torch.randn(H, N, D, generator=g)
+        self.cache = torch.zeros(40, H, 16, D)
+        tokens = StridedTokens(view=self.cache)
+        rope = Rope(torch.tensor([1.0, 0.1, 0.01, 0.001], dtype=torch.float64))
+        self.layer = Layer(0, 0, Slots(tokens, tokens), H, 0.3, rope)
+        self.rings = QueryRings(CPU)
+        self.gather = Gatherer(self.rings)
+        self.gather.begin("r", policy or Watching(), prompt)
+        self.rings.seat("r", FOLD, 0)
+
+    def step(self, position, count):
+        """Run attention over these tokens of the request."""
+        slots = position + count
+        self.layer.slots.keys.write(torch.arange(-(-slots // 16)), self.keys[:, :slots])
+        span, query = Span("r", 0, position, count), self.queries[position:slots]
+        self.rings.begin_step([span])
+        self.rings.store(0, query)
+        caches = {0: Cache("r", 0, slots, slots, torch.arange(-(-slots // 16)))}
+        self.gather.begin_step([Prompt(span, caches)] if self.gather.wants(span) else [])
+        self.gather.after_attention(self.layer, query)
+
+    def catch_up(self, logical):
+        view = LayerView(0, 1, logical, 0, torch.arange(logical).expand(H, -1), lambda _: self.keys[:, :logical])
+        self.gather.catch_up("r", self.layer, logical, view)
+
+    def mass(self, slots=N):
+        return self.gather.mass("r", 0, slots).transpose(1, 2)
+
+
+@pytest.mark.parametrize("chunks", [[N], [100, 100, 100], [1, 63, 17, 219]])
+def test_chunks_add_up(chunks):
+    world, position = World(), 0
+    for count in chunks:
+        world.step(position, count)
+        position += count
+    assert torch.allclose(world.mass().double(), naive(world.queries, world.keys, 0.3, 0), atol=1e-4)
+
+
+def test_generated_tokens_count_when_it_is_time():
+    world = World(prompt=150)
+    world.step(0, 150)
+    for position in range(150, N):
+        if world.gather.waiting(Span("r", 0, position, 1)):
+            world.catch_up(position)
+        world.step(position, 1)
+    assert world.gather.requests["r"].layers[0].upto == 150 + FOLD  # late, but nothing was lost
+    world.catch_up(N)
+    assert torch.allclose(world.mass().double(), naive(world.queries, world.keys, 0.3, 0), atol=1e-4)
+
+
+@pytest.mark.parametrize("chunks", [[N], [100, 101, 99]])
+def test_every_third_query(chunks):
+    """The same queries whatever the chunks: those at positions that are multiples of 3."""
+    world, position = World(policy=Watching(every=3)), 0
+    for count in chunks:
+        world.step(position, count)
+        position += count
+    assert torch.allclose(world.mass().double(), 3 * naive(world.queries[::3], world.keys, 0.3, 0, 3), atol=1e-4)
+
+
+def test_mass_stays_with_its_slots():
+    world = World()
+    world.step(0, 200)
+    before = world.mass(200).clone()
+    stay = torch.stack([torch.arange(0, 200, 2), torch.arange(100, 200)])
+    world.gather.compacted("r", 0, stay)
+    after = world.mass(110)
+    assert torch.equal(after[:, :, :100], before.gather(2, stay[:, None].expand(-1, G, -1)))
+    assert (after[:, :, 100:] == 0).all()
+
+
+def test_moments_are_those_before_rotation_without_sinks():
+    world = World()
+    world.step(0, 2)
+    world.step(2, N - 2)
+    moments = world.gather.requests["r"].layers[0].moments
+    back = world.layer.rope.undo(world.queries, torch.arange(N))[4:]
+    assert moments.count == N - 4
+    assert torch.allclose(moments.total, back.sum(0), atol=1e-3)
+    assert torch.allclose(moments.outer, torch.einsum("whd,whe->hde", back, back), atol=1e-2)
+
+
+@pytest.mark.parametrize("neox", [True, False])
+def test_undo_undoes_a_rotation(neox):
+    rope = Rope(torch.tensor([1.0, 0.1], dtype=torch.float64), factor=1.5, neox=neox)
+    x, at = torch.randn(7, 3, 6), torch.arange(5, 12)
+    turned = rope.channels(rope.bands(x) * rope.phases(at)[:, None] * 1.5, x)
+    assert not torch.allclose(turned[..., :4], x[..., :4])
+    assert torch.equal(turned[..., 4:], x[..., 4:])  # partial rotary embedding
+    assert torch.allclose(rope.undo(turned, at), x, atol=1e-5)
