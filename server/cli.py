@@ -1,8 +1,9 @@
-"""The command line: `kvserve serve | policies | doctor`."""
+"""The command line: `kvserve serve | policies | calibrate | doctor`."""
 
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import kvserve
 
@@ -11,6 +12,7 @@ EXAMPLES = """examples:
   kvserve serve Qwen/Qwen3-8B --kv-policy snapkv:0.25    compress by default to a quarter
   kvserve serve --help=kvserve                           flags of kvserve; every `vllm serve` flag works too
   kvserve policies snapkv                                its parameters, ranges and defaults
+  kvserve calibrate Qwen/Qwen3-8B -o qwen3-8b.safetensors    statistics for triattention and prefixkv's offline profile
   kvserve doctor Qwen/Qwen3-8B                           can this machine serve it, and if not why
 """
 
@@ -30,7 +32,24 @@ def parser() -> argparse.ArgumentParser:
     policies.add_argument("--json", action="store_true", help="print what GET /v1/kv/policies answers")
     doctor = commands.add_parser("doctor", help="what this machine, this vLLM and a model can serve")
     doctor.add_argument("model", nargs="?", metavar="MODEL", help="folder or name (default: the embedded model)")
+    calibrate = commands.add_parser("calibrate", help="write the statistics that calibrated policies need")
+    _calibrate_arguments(calibrate)
     return top
+
+
+def _calibrate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="folder or name (default: the embedded model)")
+    parser.add_argument("--corpus", type=Path, metavar="FILE", help="UTF-8 text (default: Python's own documentation)")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the file to write")
+    parser.add_argument("--tokens", type=int, default=32_768, metavar="N", help="tokens to read (default: %(default)s)")
+    parser.add_argument(
+        "--window", type=int, default=2_048, metavar="N", help="tokens per prompt (default: %(default)s)"
+    )
+    parser.add_argument("--dtype", default="auto", help="of the weights, as for `vllm serve` (default: %(default)s)")
+    parser.add_argument(
+        "--tensor-parallel-size", type=int, default=1, metavar="N", help="workers (default: %(default)s)"
+    )
+    parser.add_argument("--trust-remote-code", action="store_true", help="as for `vllm serve`")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,6 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     if args.command == "policies":
         return show_policies(args.name, args.json)
+    if args.command == "calibrate":
+        from server.calibrate import calibrate
+
+        return calibrate(args)
     from server.doctor import examine
 
     return examine(args.model)

@@ -8,7 +8,12 @@ from kvserve import request as wire
 from kvserve.errors import PolicyError
 from kvserve.options import KVOptions
 
-FLAGS = {"policy": (str, "NAME[:BUDGET]"), "groups": (int, "N"), "resident_tokens": (int, "N")}
+FLAGS = {
+    "policy": (str, "NAME[:BUDGET]"),
+    "groups": (int, "N"),
+    "resident_tokens": (int, "N"),
+    "calibration": (str, "FILE"),
+}
 """Fields of KVOptions that operators set: type and how help shows the value."""
 
 
