@@ -10,7 +10,7 @@ from pathlib import Path
 from bench.book import Book
 from bench.machine import about
 from bench.report import Report
-from bench.sizes import FULL_RUN, QUICK, Sizes
+from bench.sizes import FULL_RUN, QUICK, SHORT, Sizes
 
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # the same on every machine, and steady on a shared one
@@ -22,7 +22,7 @@ ENVIRONMENT = {
 }
 """Defaults that must stand before vLLM is imported; what the caller has set stays."""
 
-PARTS = "abcd"
+PARTS = "abcde"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,11 +31,14 @@ def parser() -> argparse.ArgumentParser:
         "--parts",
         default="a,b,c,d",
         help="a: stock vLLM against kvserve without a policy; b: step time over context; c: a small pool; "
-        "d: cost of compactions (default: %(default)s)",
+        "d: cost of compactions; e: every installed policy, usually with --out results/policies.json "
+        "(default: %(default)s)",
     )
-    made.add_argument("--repeats", type=int, default=5, help="repetitions of everything (default: %(default)s)")
+    made.add_argument("--repeats", type=int, default=5, help="repetitions, in (e) a few at most (default: %(default)s)")
     made.add_argument("--out", type=Path, default=Path("results/bench.json"), help="JSON; the table beside it as .md")
-    made.add_argument("--quick", action="store_true", help="tiny sizes: proves that it runs, measures nothing")
+    form = made.add_mutually_exclusive_group()
+    form.add_argument("--short", action="store_true", help="(e) with fewer tokens, once")
+    form.add_argument("--quick", action="store_true", help="tiny sizes: proves that it runs, measures nothing")
     return made
 
 
@@ -53,7 +56,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run(parts: Sequence[str], sizes: Sizes, repeats: int, book: Book) -> None:
-    from bench import compaction, context, model, overhead, pool
+    from bench import compaction, context, model, overhead, pool, roster
 
     with tempfile.TemporaryDirectory() as folder:
         heavy, light = model.heavy(Path(folder), sizes), model.light(Path(folder))
@@ -65,13 +68,15 @@ def run(parts: Sequence[str], sizes: Sizes, repeats: int, book: Book) -> None:
             pool.measure(sizes, repeats, heavy, light, book)
         if "d" in parts:
             compaction.measure(sizes, repeats, heavy, book)
+    if "e" in parts:
+        roster.measure(sizes, repeats, book)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     chosen = options(argv)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    sizes, book = QUICK if chosen.quick else FULL_RUN, Book()
+    sizes, book = QUICK if chosen.quick else SHORT if chosen.short else FULL_RUN, Book()
     report = Report(book, sizes, about(), chosen.out)
     try:
         run(chosen.parts, sizes, chosen.repeats, book)

@@ -9,7 +9,7 @@ Values = dict[str, list[float]]  # quantity, with its unit in the name -> one va
 
 
 class Case(NamedTuple):
-    part: str  # "a" to "d"
+    part: str  # "a" to "e"
     name: str
 
 
@@ -18,6 +18,7 @@ class Book:
 
     def __init__(self) -> None:
         self.cases: dict[Case, Values] = {}
+        self.refused: dict[Case, str] = {}  # what could not be measured, and why
 
     def add(self, part: str, name: str, **quantities: float) -> None:
         """One repetition of a case; one progress line on stderr."""
@@ -26,6 +27,10 @@ class Book:
             values.setdefault(quantity, []).append(value)
         shown = ", ".join(f"{quantity} {value:.4g}" for quantity, value in quantities.items())
         print(f"({part}) {name}: {shown}", file=sys.stderr, flush=True)
+
+    def refuse(self, part: str, name: str, why: str) -> None:
+        self.refused[Case(part, name)] = why
+        print(f"({part}) {name}: not measured: {why}", file=sys.stderr, flush=True)
 
     def raw(self, part: str, name: str, quantity: str) -> list[float]:
         """The repetitions; empty if it was not measured."""

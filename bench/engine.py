@@ -14,7 +14,6 @@ from bench.sizes import BLOCK
 KVSERVE = {
     "scheduler_cls": "kvserve.scheduler.KVScheduler",
     "worker_cls": "kvserve.worker.KVWorker",
-    "additional_config": {"kvserve": {}},
 }
 
 
@@ -27,7 +26,9 @@ def prompt(length: int, seed: object = 0) -> list[int]:
 class Engine:
     """vLLM with a pool of exactly `blocks` usable blocks, stock or with kvserve switched on."""
 
-    def __init__(self, model: Path, *, kv: bool = True, blocks: int, max_len: int, chunk: int, **more: Any) -> None:
+    def __init__(
+        self, model: Path, *, kv: bool = True, groups: int = 1, blocks: int, max_len: int, chunk: int, **more: Any
+    ) -> None:
         from vllm import LLM
 
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = "4"
@@ -45,7 +46,9 @@ class Engine:
             "disable_log_stats": True,
             **more,
         }
-        self.llm = LLM(**settings, **(KVSERVE if kv else {}))
+        if kv:
+            settings |= {**KVSERVE, "additional_config": {"kvserve": {"groups": groups}}}
+        self.llm = LLM(**settings)
         self.engine = self.llm.llm_engine
         self._numbers = itertools.count()
         self.tokens: dict[str, int] = {}  # generated so far, by request that is not finished

@@ -4,6 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 from bench.sizes import SLACK, Sizes
+from kvserve import registry
+from kvserve.errors import PolicyError
+from kvserve.terms import Facts
 
 Request = dict[str, Any]
 
@@ -18,3 +21,25 @@ BUDGETED: dict[str, Callable[[Sizes], Request]] = {
 
 def spoken(name: str, sizes: Sizes) -> str:
     return f"{name}:{sizes.budget}"
+
+
+HOLDS: Request = {"decode": True, "protect_prompt": False}
+"""Parameters, of the policies that have them, with which the budget holds for prompt and generated tokens alike."""
+
+
+def comparable(name: str) -> Request:
+    """The request of a policy with its defaults, but for what keeps it from holding one budget of all tokens."""
+    fields = registry.get(name).model_fields
+    changed = {field: value for field, value in HOLDS.items() if field in fields and fields[field].default != value}
+    return {"name": name, **changed}
+
+
+def refusals(facts: Facts) -> dict[str, str]:
+    """Installed policies that could not be imported or that such a server refuses, and why."""
+    found = dict(registry.broken())
+    for name, cls in registry.installed().items():
+        try:
+            cls.model_validate({k: v for k, v in comparable(name).items() if k != "name"}).check(facts)
+        except PolicyError as error:
+            found[name] = str(error)
+    return found

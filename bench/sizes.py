@@ -1,6 +1,6 @@
-"""How large everything measured is; `QUICK` only proves that the bench runs."""
+"""How large everything measured is; `SHORT` has fewer tokens in (e), `QUICK` only proves that the bench runs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 BLOCK = 32
 """Tokens per KV block."""
@@ -39,6 +39,12 @@ class Sizes:
     compaction_prompt: int = 2048
     compaction_output: int = 512
 
+    policy_prompts: tuple[int, ...] = (1024, 2048, 4096)  # of (e)
+    policy_budgets: tuple[float, ...] = (0.5, 0.25, 0.125)
+    policy_output: int = 1000
+    policy_repeats: int = 2  # at most: (e) has more than a hundred cases
+    policy_every: tuple[int, ...] = (1, 2, 4, 8)  # each n-th query of the longest prompt gathers attention mass
+
     budget: int = BUDGET
 
     def __post_init__(self) -> None:
@@ -52,6 +58,7 @@ class Sizes:
 
 
 FULL_RUN = Sizes()
+SHORT = replace(FULL_RUN, policy_output=200, policy_repeats=1)
 QUICK = Sizes(
     layers=2,
     heads=2,
@@ -68,5 +75,10 @@ QUICK = Sizes(
     crowd_output=64,
     compaction_prompt=256,
     compaction_output=160,
+    policy_prompts=(256,),
+    policy_budgets=(0.25,),
+    policy_output=150,
+    policy_repeats=1,
+    policy_every=(1, 4),
     budget=128,
 )

@@ -11,6 +11,7 @@ import bench.__main__ as command
 from bench.book import Book
 from bench.machine import about, commit
 from bench.sizes import Sizes
+from kvserve import registry
 
 
 def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
@@ -23,7 +24,7 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("argv", "complaint"),
-    [(["--parts", "a,z"], "['z']; allowed: a, b, c, d"), (["--repeats", "0"], "--repeats is 0; allowed: 1 or more")],
+    [(["--parts", "a,z"], "['z']; allowed: a, b, c, d, e"), (["--repeats", "0"], "--repeats is 0; allowed: 1 or more")],
 )
 def test_bad_options_are_refused_by_name(argv: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
@@ -71,3 +72,19 @@ def test_every_part_runs(tmp_path: Path) -> None:
     assert sorted(record["parts"]) == ["a", "b", "c", "d"]
     assert record["parts"]["c"]["full"]["at_once"]["raw"] == [3]
     assert run.stdout.count("| --- | --- |") == 1, "one table"
+
+
+@pytest.mark.slow
+def test_every_policy_is_measured_or_refused_with_the_reason(tmp_path: Path) -> None:
+    out = tmp_path / "policies.json"
+    run = subprocess.run(
+        [sys.executable, "-m", "bench", "--parts", "e", "--quick", "--repeats", "1", "--out", str(out)],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    record = json.loads(out.read_text())
+    measured = {case.partition(":")[0] for case in record["parts"]["e"] if ":" in case}
+    refused = {case.removeprefix("e: ") for case in record["refused"]}
+    assert measured | refused == {name for name, policy in registry.installed().items() if policy.compresses}
+    assert "h2o every 4, prefill of 256" in record["parts"]["e"]

@@ -74,3 +74,12 @@ def test_the_text_names_machine_version_and_model(tmp_path: Path) -> None:
     text = Report(Book(), FULL_RUN, ABOUT, tmp_path / "bench.json").text()
     for word in ("A processor", "1 thread(s) of 2 cores", "vLLM 0.32.0", "Random weights", "16 KiB"):
         assert word in text
+
+
+def test_what_was_refused_is_listed_with_the_reason(tmp_path: Path) -> None:
+    book = Book()
+    book.refuse("e", "prefixkv", "start it with --kv-groups 4")
+    report = Report(book, FULL_RUN, ABOUT, tmp_path / "policies.json")
+    assert report.record()["refused"] == {"e: prefixkv": "start it with --kv-groups 4"}
+    assert "- (e) prefixkv was not measured: start it with --kv-groups 4\n" in report.text()
+    assert "embedded model" in report.text() and "Random weights" not in report.text()
