@@ -1,0 +1,79 @@
+"""Pages are complete and fresh."""
+
+import pytest
+
+from handbook import figures
+from handbook.__main__ import main, stale, write
+from handbook.needs import requirements
+from handbook.pages import HERE, names, page, sections
+from kvserve import registry
+
+
+def test_every_policy_has_its_sections():
+    assert {path.stem for path in HERE.glob("*.md")} == set(names())
+    for name in names():
+        assert sections(registry.get(name)).startswith("## Cost"), name
+
+
+def test_pages_are_fresh():
+    assert not stale(), "run `make pages`"
+
+
+def test_a_stale_page_is_found(tmp_path):
+    write(tmp_path)
+    assert stale(tmp_path) == []
+    (tmp_path / "snapkv.md").write_text("old")
+    (tmp_path / "gone.md").write_text("of no policy")
+    (tmp_path / "h2o.md").unlink()
+    assert stale(tmp_path) == ["gone.md", "h2o.md", "snapkv.md"]
+
+
+def test_the_check_names_stale_pages_and_what_refreshes_them(monkeypatch, capsys):
+    assert main(["--check"]) == 0
+    monkeypatch.setattr("handbook.__main__.stale", lambda: ["h2o.md", "snapkv.md"])
+    assert main(["--check"]) == 1
+    assert "h2o.md, snapkv.md; refresh them with `make pages`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["triattention", "prefixkv", "h2o"])
+def test_a_page_says_what_is_needed(name):
+    text = page(name)
+    wanted = {"triattention": "--kv-calibration FILE", "prefixkv": "`--kv-groups`", "h2o": "prefix-cache hit"}[name]
+    assert wanted in text
+    assert "| `budget` |" in text
+
+
+def test_a_snippet_without_a_heading_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "knorm.md").write_text("## Cost\n\nLittle.\n")
+    monkeypatch.setattr("handbook.pages.HERE", tmp_path)
+    with pytest.raises(ValueError, match=r"handbook/knorm.md .* When it fails"):
+        sections(registry.get("knorm"))
+
+
+def test_requirements_are_found_by_asking_the_class():
+    assert requirements(registry.get("snapkv")) == []
+    groups, calibration = requirements(registry.get("prefixkv"))
+    assert "--kv-groups" in groups and "(not with `granularity: group`)" in groups
+    assert "--kv-calibration" in calibration and "only with `profile: offline`" in calibration
+    assert "only with `slope` above its default" in requirements(registry.get("scissorhands"))[0]
+
+
+def test_figures_are_those_of_the_last_run_or_the_reason(monkeypatch):
+    value = {"median": 0.5}
+    record = {
+        "complete": True,
+        "date": "2026-01-02T03:04:05",
+        "commit": None,
+        "machine": {"cpu": "A processor", "threads": 1},
+        "sizes": {"policy_output": 200},
+        "refused": {"e: prefixkv": "start it with --kv-groups 4"},
+        "parts": {
+            "e": {"h2o:0.25 @ 512": {"round_ms": value}, "h2o every 4, prefill of 512": {"prefill_ratio": value}}
+        },
+    }
+    monkeypatch.setattr(figures, "_results", lambda: record)
+    said = figures.measured("h2o")
+    assert "200 tokens after the prompt" in said and "| 0.25 @ 512 |  |  | 0.5 |" in said
+    assert "- A prefill of 512 tokens with `h2o` and `every: 4` takes 0.50 times that of `streaming`." in said
+    assert figures.measured("prefixkv") == "Not measured: start it with --kv-groups 4"
+    assert "make bench-policies" in figures.measured("knorm")
