@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
 from kvserve.errors import PolicyError
-from kvserve.stats import PolicyTotals
+from kvserve.stats import SHOWN, PolicyTotals
 from server.catalog import PolicyCard, PolicyList, card, cards
 from server.errors import unknown
 from server.service import Service
@@ -28,6 +28,19 @@ class PolicyStats(BaseModel):
     kept_fraction: float | None = Field(description="Mean over finished requests; null if there is none")
 
 
+class RunningRequest(BaseModel):
+    """One request that the engine is working on. Tokens are per layer (mean over layers)."""
+
+    id: str = Field(description="The end of vLLM's id of it")
+    policy: str
+    budget: int | float | None = Field(description="null for full")
+    stage: str = Field(description="prefill or decode")
+    logical_tokens: int
+    kept_tokens: float
+    resident_bytes: int
+    full_bytes: int
+
+
 class KVStats(BaseModel):
     """The pool and what each policy did since start-up."""
 
@@ -37,6 +50,9 @@ class KVStats(BaseModel):
     pool_bytes: int | None = Field(description="All KV-cache blocks; null before the first request")
     resident_bytes: int = Field(description="Held now by running requests")
     full_bytes: int = Field(description="What the same requests would hold uncompressed")
+    requests_running: int
+    requests_waiting: int
+    running: list[RunningRequest] = Field(description=f"At most {SHOWN} of each engine, the oldest first")
     preemptions_avoided: int
     rejections: dict[str, int] = Field(description="Refused requests by reason")
     policies: dict[str, PolicyStats]
@@ -80,6 +96,9 @@ async def show_stats(raw_request: Request) -> KVStats:
         pool_bytes=totals.pool_bytes if board.reported else None,
         resident_bytes=totals.resident_bytes,
         full_bytes=totals.full_bytes,
+        requests_running=totals.requests_running,
+        requests_waiting=totals.requests_waiting,
+        running=[RunningRequest(**request) for request in totals.running],
         preemptions_avoided=totals.preemptions_avoided,
         rejections=board.rejections,
         policies={name: _policy_stats(p) for name, p in sorted(totals.policies.items())},

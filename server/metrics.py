@@ -27,6 +27,8 @@ from server.board import Board, board
 
 COUNTERS = {
     "requests": ("kvserve_requests", "Requests finished"),
+    "prompt_tokens": ("kvserve_prompt_tokens", "Prompt tokens processed, with those found in the prefix cache"),
+    "generated_tokens": ("kvserve_generation_tokens", "Tokens generated"),
     "compactions": ("kvserve_compactions", "Times that a request's cache was compacted"),
     "evicted": ("kvserve_tokens_evicted", "Tokens evicted, per layer (mean over layers)"),
     "merged": ("kvserve_tokens_merged", "Tokens merged into others, per layer (mean over layers)"),

@@ -5,7 +5,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from server import generate, inspection
+from server import generate, inspection, live
 from server.elsewhere import Elsewhere
 from server.service import Service
 
@@ -23,6 +23,7 @@ class KVEndpoints:
         """Replace the three generating routes, add our own, and guard those that stay as they are."""
         generate.attach(app)
         inspection.attach(app)
+        live.attach(app)
         app.add_middleware(Elsewhere)
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:

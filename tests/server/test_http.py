@@ -249,10 +249,29 @@ def test_endpoints_need_the_key(server: Server, path: str) -> None:
 def test_policies_say_whether_this_server_can_run_them(server: Server) -> None:
     cards = {card["name"]: card for card in server.http.get("/v1/kv/policies").json()["data"]}
     assert {"full", "random", "streaming", "snapkv", "scissorhands"} <= set(cards)
-    needs_groups = cards.pop("pyramidkv")
+    need_groups = [cards.pop(name) for name in ("pyramidkv", "prefixkv")]
     assert all(card["supported"] for card in cards.values())
-    assert not needs_groups["supported"]
-    assert "--kv-groups" in needs_groups["reason"]
+    for card in need_groups:
+        assert not card["supported"]
+        assert "--kv-groups 4" in card["reason"]
+
+
+def test_every_policy_answers_over_http(server: Server) -> None:
+    """As usage.kv_cache says, what is kept is the budget and what has come since the last round."""
+    cards = server.http.get("/v1/kv/policies").json()["data"]
+    for card in cards:
+        granularity = {"granularity": "group"} if "granularity" in card["parameters"]["properties"] else {}
+        policy = {"name": card["name"], "budget": 100, "slack": 16, **granularity}
+        if not card["compresses"]:
+            continue
+        body = {"model": MODEL, "prompt": list(range(10, 310)), "max_tokens": 40, "temperature": 0, "ignore_eos": True}
+        answer = server.http.post("/v1/completions", json={**body, "kv_policy": policy})
+        assert answer.status_code == 200, answer.text
+        used = answer.json()["usage"]["kv_cache"]
+        protected = 300 if card["name"] == "triattention" else 39 if card["name"] == "snapkv" else 0
+        assert used["kept_tokens"] <= 100 + 16 + max(protected, 39 if card["name"] == "pyramidkv" else 0), used
+        assert used["policy"] == card["name"]
+        assert (used["merged_tokens"] > 0) == (card["name"] == "elastic-cache")
 
 
 def test_metrics_equal_what_was_done(server: Server) -> None:

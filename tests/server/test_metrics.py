@@ -15,6 +15,8 @@ from server.metrics import KVStatLogger, export
 
 CONTRACT = {
     "kvserve_requests_total": "counter",
+    "kvserve_prompt_tokens_total": "counter",
+    "kvserve_generation_tokens_total": "counter",
     "kvserve_compactions_total": "counter",
     "kvserve_tokens_evicted_total": "counter",
     "kvserve_tokens_merged_total": "counter",
