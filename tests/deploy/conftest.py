@@ -1,0 +1,55 @@
+"""One real server under load, watched by one real Prometheus where there is one."""
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.deploy import traffic
+from tests.deploy.binaries import Missing
+from tests.deploy.scraping import Prometheus, scraping
+from tests.server.running import Server, serving
+
+LOAD_SECONDS = 20.0
+BLOCKS = 60  # of 128 tokens: five of the requests without compression
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What the server said at the end of the load, and the Prometheus that saw it come, or why there is none."""
+
+    labels: dict[str, set[str]]  # by name of a sample
+    start: float
+    end: float
+    prometheus: Prometheus | None
+    why_not: str
+
+    def asked(self) -> Prometheus:
+        if self.prometheus is None:
+            pytest.skip(self.why_not)
+        return self.prometheus
+
+
+@pytest.fixture(scope="package")
+def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
+    pytest.importorskip("vllm")
+    command = ["kvserve", "serve", "--max-model-len", "2048", "--num-gpu-blocks-override", str(BLOCKS)]
+    with serving(tmp_path_factory.mktemp("server") / "log", command) as server, ExitStack() as stack:
+        prometheus, why_not = None, ""
+        try:
+            address = server.url.removeprefix("http://")
+            prometheus = stack.enter_context(scraping(tmp_path_factory.mktemp("prometheus"), address))
+        except Missing as missing:
+            why_not = str(missing)
+        start = time.time()
+        traffic.drive(server, LOAD_SECONDS)
+        time.sleep(2)  # a last scrape
+        yield Observed(_labels(server), start, time.time(), prometheus, why_not)
+
+
+def _labels(server: Server) -> dict[str, set[str]]:
+    families = text_string_to_metric_families(server.http.get("/metrics").text)
+    return {sample.name: set(sample.labels) for family in families for sample in family.samples}

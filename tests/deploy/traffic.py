@@ -1,0 +1,67 @@
+"""Load that gives every panel something to show."""
+
+import itertools
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import openai
+
+from tests.server.running import Server
+
+CLIENTS = 8
+POLICIES: list[Any] = [
+    None,
+    "streaming:0.25",
+    {"name": "streaming", "budget": 512, "when": "pressure"},
+    "snapkv:0.5",
+    None,
+    "scissorhands:0.5",
+    {"name": "random", "budget": 512, "when": "pressure"},
+    "elastic-cache:0.5",  # the one that merges
+]
+REFUSED: list[Any] = ["no-such-policy", "streaming:0", {"name": "streaming", "budget": 0.5, "typo": 1}]
+
+
+def drive(server: Server, seconds: float) -> None:
+    """Clients that ask without a pause, all with different prompts, and one that asks for what does not exist.
+
+    At first they all ask for no compression: their prompts fit into the pool, and their answers do not.
+    """
+    end = time.monotonic() + seconds
+    with ThreadPoolExecutor(CLIENTS + 1) as pool:
+        list(pool.map(lambda number: _complete(server, _prompt(number, 1000), None, 400), range(CLIENTS)))
+        asking = [pool.submit(_ask, server, end, number) for number in range(CLIENTS)]
+        asking.append(pool.submit(_ask_wrongly, server, end))
+        for one in asking:
+            one.result()
+
+
+def _ask(server: Server, end: float, number: int) -> None:
+    seed = itertools.count(CLIENTS + number, CLIENTS)
+    for policy in itertools.cycle(POLICIES[number:] + POLICIES[:number]):
+        if time.monotonic() > end:
+            return
+        _complete(server, _prompt(next(seed), 1400), policy, 150)
+
+
+def _prompt(seed: int, length: int) -> list[int]:
+    return random.Random(seed).choices(range(10, 2000), k=length)
+
+
+def _complete(server: Server, prompt: list[int], policy: Any, tokens: int) -> None:
+    for _ in server.complete(prompt, policy, stream=True, max_tokens=tokens):
+        pass
+
+
+def _ask_wrongly(server: Server, end: float) -> None:
+    for policy in itertools.cycle(REFUSED):
+        if time.monotonic() > end:
+            return
+        try:
+            server.complete("x", policy)
+        except openai.BadRequestError:
+            time.sleep(0.3)
+        else:
+            raise AssertionError(f"{policy} was served")
