@@ -11,7 +11,7 @@ PORT  ?= 8000
 ARGS  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all check bench model clean
+.PHONY: help serve test test-all check bench bench-policies pages dashboards model clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,6 +41,15 @@ test-all: check ## all tests
 
 bench: $(VENV)/.$(ENGINE)-dev ## speed against stock vLLM: prints a table, writes results/bench.json
 	$(BIN)/python -m bench
+
+bench-policies: $(VENV)/.$(ENGINE)-dev ## every policy's rounds and tokens/s: prints a table, writes results/policies.json
+	$(BIN)/python -m bench --parts e --out results/policies.json
+
+pages: $(VENV)/.$(ENGINE)-dev ## write docs/policies anew, from classes, handbook/ and results/policies.json
+	$(BIN)/python -m handbook
+
+dashboards: $(VENV)/.$(ENGINE)-dev ## write the generated Grafana dashboards and alert rules
+	$(BIN)/python -m deploy.dashboards
 
 model: $(VENV)/.$(ENGINE)-dev ## train the embedded model from scratch (an hour or two on one core; resumable)
 	$(BIN)/python -m models.train
