@@ -5,6 +5,7 @@ vLLM's scheduler statistics (see `kvserve.scheduler`).
 """
 
 import json
+import time
 from bisect import bisect_left
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypedDict
@@ -84,7 +85,8 @@ class EngineTotals:
         return self.policies.setdefault(policy, PolicyTotals())
 
     def dump(self) -> str:
-        return MARK + json.dumps(vars(self), default=vars)
+        """A snapshot. `at`, seconds on the machine's clock, tells a newer one of an engine from an older one."""
+        return MARK + json.dumps({"at": time.monotonic(), **vars(self)}, default=vars)
 
 
 def short_id(req_id: str) -> str:

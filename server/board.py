@@ -1,11 +1,12 @@
-"""What the API process knows of its engines: their latest totals, and the requests refused here."""
+"""What the API processes know of their engines: the latest totals, and the requests refused."""
 
 from collections import Counter
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 from kvserve.errors import PolicyError
 from kvserve.stats import EngineTotals, Histogram, PolicyTotals
+from server.shared import Shared
 
 REASONS = ("unknown_policy", "bad_parameter", "unsupported", "too_long")
 
@@ -23,7 +24,8 @@ def totals_of(snapshot: dict[str, Any]) -> EngineTotals:
         name: PolicyTotals(**{**p, "seconds": _histogram(p["seconds"]), "kept": _histogram(p["kept"])})
         for name, p in snapshot["policies"].items()
     }
-    return EngineTotals(**{**snapshot, "policies": policies})
+    fields = {name: value for name, value in snapshot.items() if name != "at"}
+    return EngineTotals(**{**fields, "policies": policies})
 
 
 def _sum(a: Any, b: Any) -> Any:
@@ -36,36 +38,40 @@ def _sum(a: Any, b: Any) -> Any:
     return a + b
 
 
+class View(NamedTuple):
+    """What is known at one moment, by all API processes together."""
+
+    totals: EngineTotals  # the sum over the engines
+    reported: bool  # whether any engine has said anything yet
+    rejections: dict[str, int]  # by reason
+
+
 class Board:
-    """One per process; filled by the stat logger and by the routes, read by metrics and endpoints."""
+    """One per process; filled by the stat logger and by the routes, read by metrics and endpoints.
+
+    Reading may happen in another thread than filling.
+    """
 
     def __init__(self) -> None:
         self.model_name = ""
         self.switched_on = False
-        self._engines: dict[int, EngineTotals] = {}
+        self._shared: Shared | None = None
+        self._engines: dict[int, dict[str, Any]] = {}  # the newest snapshot that this process was sent
         self._rejections: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
 
     def serves(self, vllm_config: Any, switched_on: bool) -> None:
-        """Which model the numbers are of, and whether it is one that can have any."""
+        """Which model the numbers are of, whether it is one that can have any, and who else counts."""
         self.model_name = vllm_config.model_config.served_model_name
         self.switched_on = switched_on
+        if switched_on and self._shared is None:
+            self._shared = Shared.of(vllm_config)
 
     # -- engines --------------------------------------------------------------------------------------
 
     def post(self, engine: int, snapshot: dict[str, Any]) -> None:
         """Replace an engine's totals: snapshots are cumulative."""
-        self._engines[engine] = totals_of(snapshot)
-
-    @property
-    def reported(self) -> bool:
-        return bool(self._engines)
-
-    def totals(self) -> EngineTotals:
-        """The sum over the engines."""
-        result = EngineTotals()
-        for totals in self._engines.values():
-            result = _sum(result, totals)
-        return result
+        self._engines[engine] = snapshot
+        self._publish()
 
     # -- refusals -------------------------------------------------------------------------------------
 
@@ -81,10 +87,26 @@ class Board:
         if seen is not None:
             seen.append(error)
         self._rejections[error.reason] += 1
+        self._publish()
 
-    @property
-    def rejections(self) -> dict[str, int]:
-        return dict(self._rejections)
+    # -- all processes together -----------------------------------------------------------------------
+
+    def _publish(self) -> None:
+        if self._shared is not None:
+            self._shared.publish({"engines": self._engines, "rejections": self._rejections})
+
+    def view(self) -> View:
+        """Of each engine the newest snapshot that any process was sent; of each process its own refusals."""
+        engines, rejections = self._engines.copy(), self._rejections.copy()
+        for other in self._shared.others() if self._shared is not None else ():
+            rejections.update(other["rejections"])
+            for index, snapshot in other["engines"].items():
+                if int(index) not in engines or snapshot["at"] > engines[int(index)]["at"]:
+                    engines[int(index)] = snapshot
+        totals = EngineTotals()
+        for index in sorted(engines):
+            totals = _sum(totals, totals_of(engines[index]))
+        return View(totals, bool(engines), dict(rejections))
 
 
 board = Board()

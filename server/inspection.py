@@ -87,20 +87,20 @@ async def show_policy(name: str, raw_request: Request) -> Response:
 
 
 async def show_stats(raw_request: Request) -> KVStats:
-    """The pool and each policy's running totals, summed over the engines; as fresh as their last step."""
+    """The pool and each policy's running totals, summed over engines and API processes; as fresh as the last step."""
     board = Service.of(raw_request).board
-    totals = board.totals()
+    totals, reported, rejections = board.view()
     return KVStats(
         model=board.model_name,
         enabled=board.switched_on,
-        pool_bytes=totals.pool_bytes if board.reported else None,
+        pool_bytes=totals.pool_bytes if reported else None,
         resident_bytes=totals.resident_bytes,
         full_bytes=totals.full_bytes,
         requests_running=totals.requests_running,
         requests_waiting=totals.requests_waiting,
         running=[RunningRequest(**request) for request in totals.running],
         preemptions_avoided=totals.preemptions_avoided,
-        rejections=board.rejections,
+        rejections=rejections,
         policies={name: _policy_stats(p) for name, p in sorted(totals.policies.items())},
     )
 

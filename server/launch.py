@@ -33,21 +33,12 @@ def switch_on(args: Namespace) -> None:
         if getattr(args, flag) not in (unset, value):
             raise UsageError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: kvserve needs {value}")
         setattr(args, flag, value)
-    _one_api_process(args)
     if getattr(args, "grpc", False) or os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"):
         raise UsageError("kvserve needs vLLM's Python HTTP server; leave out --grpc and VLLM_USE_RUST_FRONTEND")
     args.additional_config = {
         **(args.additional_config or {}),
         "kvserve": options.model_dump(exclude_defaults=True),
     }
-
-
-def _one_api_process(args: Namespace) -> None:
-    """vLLM would start one per data-parallel rank; totals and metrics live in the only one."""
-    if not args.headless and args.api_server_count is None:
-        args.api_server_count = 1
-    if (args.api_server_count or 0) > 1:
-        raise UsageError(f"--api-server-count {args.api_server_count}: kvserve keeps its totals in one API process")
 
 
 def choose_model(args: Namespace) -> bool:

@@ -1,6 +1,6 @@
 """Prometheus metrics, beside vLLM's own on /metrics.
 
-A collector instead of metric objects: the engine counts, this process only shows its latest snapshot.
+A collector instead of metric objects: the engine counts, an API process only shows its latest snapshot.
 """
 
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ from prometheus_client.core import (
     HistogramMetricFamily,
     Metric,
 )
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
 from prometheus_client.utils import floatToGoString
 from vllm.v1.metrics.loggers import StatLoggerBase
@@ -23,7 +24,7 @@ import kvserve
 from kvserve.guard import vllm_version
 from kvserve.options import switched_on
 from kvserve.stats import SECONDS, SHARES, Histogram, load
-from server.board import Board, board
+from server.board import Board, View, board
 
 COUNTERS = {
     "requests": ("kvserve_requests", "Requests finished"),
@@ -55,27 +56,28 @@ class KVCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         yield self._build_info()
         if self._board.switched_on:
-            yield self._rejections()
-            yield from self._engine()
-            yield from self._policies()
+            view = self._board.view()
+            yield self._rejections(view)
+            yield from self._engine(view)
+            yield from self._policies(view)
 
     def _build_info(self) -> Metric:
         info = GaugeMetricFamily("kvserve_build_info", "Versions; the value is always 1", labels=["version", "vllm"])
         info.add_metric([kvserve.__version__, vllm_version() or "unknown"], 1)
         return info
 
-    def _rejections(self) -> Metric:
+    def _rejections(self, view: View) -> Metric:
         family = CounterMetricFamily(
             "kvserve_policy_rejections",
             "Requests refused because of their kv_policy",
             labels=["model_name", "reason"],
         )
-        for reason, count in self._board.rejections.items():
+        for reason, count in view.rejections.items():
             family.add_metric([self._board.model_name, reason], count)
         return family
 
-    def _engine(self) -> Iterator[Metric]:
-        model, totals = self._board.model_name, self._board.totals()
+    def _engine(self, view: View) -> Iterator[Metric]:
+        model, totals = self._board.model_name, view.totals
         held = GaugeMetricFamily(
             "kvserve_kv_bytes",
             "Bytes of KV-cache blocks of the running requests: held now (resident), and what the same "
@@ -86,7 +88,7 @@ class KVCollector(Collector):
         held.add_metric([model, "full"], totals.full_bytes)
         yield held
         pool = GaugeMetricFamily("kvserve_kv_pool_bytes", "Bytes of all KV-cache blocks", labels=["model_name"])
-        if self._board.reported:  # its size is not known before the first report
+        if view.reported:  # its size is not known before the first report
             pool.add_metric([model], totals.pool_bytes)
         yield pool
         avoided = CounterMetricFamily(
@@ -97,8 +99,8 @@ class KVCollector(Collector):
         avoided.add_metric([model], totals.preemptions_avoided)
         yield avoided
 
-    def _policies(self) -> Iterator[Metric]:
-        model, policies = self._board.model_name, self._board.totals().policies
+    def _policies(self, view: View) -> Iterator[Metric]:
+        model, policies = self._board.model_name, view.totals.policies
         for field, (name, text) in COUNTERS.items():
             counter = CounterMetricFamily(name, text, labels=["model_name", "policy"])
             for policy, totals in policies.items():
@@ -123,6 +125,23 @@ def export(source: Board, registry: CollectorRegistry = REGISTRY) -> None:
     if registry not in _exported:
         _exported.add(registry)
         registry.register(KVCollector(source))
+        if registry is REGISTRY:
+            _join_multiprocess(KVCollector(source))
+
+
+def _join_multiprocess(ours: Collector) -> None:
+    """Show `ours` where several processes share PROMETHEUS_MULTIPROC_DIR too.
+
+    There each scrape makes a registry of its own, with nothing but a MultiProcessCollector in it; in a process without
+    that variable there is none.
+    """
+    stock = MultiProcessCollector.collect
+
+    def collect(self: MultiProcessCollector) -> Iterator[Metric]:
+        yield from stock(self)
+        yield from ours.collect()
+
+    MultiProcessCollector.collect = collect
 
 
 class KVStatLogger(StatLoggerBase):

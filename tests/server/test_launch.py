@@ -22,8 +22,6 @@ def _args(**changed: Any) -> Namespace:
             "served_model_name": None,
             "kv_cache_memory_bytes": None,
             "gpu_memory_utilization": None,
-            "headless": False,
-            "api_server_count": None,
             "kv_policy": None,
             "kv_groups": None,
             "kv_resident_tokens": None,
@@ -35,7 +33,7 @@ def _args(**changed: Any) -> Namespace:
 def test_switches_the_engine_on() -> None:
     args = _args(kv_policy="streaming:0.25", kv_groups=2)
     launch.switch_on(args)
-    assert (args.scheduler_cls, args.worker_cls, args.api_server_count) == (launch.SCHEDULER, launch.WORKER, 1)
+    assert (args.scheduler_cls, args.worker_cls) == (launch.SCHEDULER, launch.WORKER)
     assert args.additional_config == {"kvserve": {"policy": "streaming:0.25", "groups": 2}}
 
 
@@ -56,7 +54,6 @@ def test_merges_additional_config_and_flags_win() -> None:
         ({"scheduler_cls": "mine.Scheduler"}, "--scheduler-cls"),
         ({"worker_cls": "mine.Worker"}, "--worker-cls"),
         ({"grpc": True}, "--grpc"),
-        ({"api_server_count": 2}, "--api-server-count"),
     ],
 )
 def test_refuses_with_the_flag_in_the_message(changed: dict[str, Any], word: str) -> None:

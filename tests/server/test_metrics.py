@@ -146,11 +146,11 @@ def test_stat_logger_may_be_made_many_times(monkeypatch: pytest.MonkeyPatch, boa
     loggers[0].record(stats, None, engine_idx=0)
     loggers[1].record(None, None, engine_idx=1)
     assert stats.num_kv_fetch_reqs_by_stage == {"waiting": 2}
-    assert board.totals().policies["streaming"].requests == 3
+    assert board.view().totals.policies["streaming"].requests == 3
 
 
 def test_stat_logger_leaves_stock_engines_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server.metrics, "board", Board())
     stats = SimpleNamespace(num_kv_fetch_reqs_by_stage={"waiting": 2})
     KVStatLogger(OFF).record(stats, None)
-    assert not server.metrics.board.reported
+    assert not server.metrics.board.view().reported

@@ -163,7 +163,7 @@ def test_bad_input_is_openais_error_body(client: TestClient, value: object, para
 def test_rejections_are_counted_by_reason(client: TestClient, app: FastAPI) -> None:
     _post(client, kv_policy="nope")
     _post(client, {"X-KV-Policy": "streaming:0"})
-    counts = app.state.kvserve.board.rejections
+    counts = app.state.kvserve.board.view().rejections
     assert (counts["unknown_policy"], counts["bad_parameter"]) == (1, 1)
 
 
