@@ -15,16 +15,20 @@ def fitting(policy: Policy, prompt: int, generate: int, facts: Facts) -> int:
     Equals `generate` where the pool is large enough for max_model_len, which vLLM's start-up check
     ensures unless --kv-resident-tokens lowered it. Raises PolicyError if not even one token fits.
     """
-    whole = whole_prefill(policy, prompt, facts)
+    read = policy.prompt_of(prompt)
+    whole = whole_prefill(policy, read, facts)
+
+    def peak(tokens: int) -> int:
+        return policy.peak(read, prompt - read + tokens, facts.chunk, whole)
 
     def fits(tokens: int) -> bool:
-        return policy.peak(prompt, tokens, facts.chunk, whole) <= facts.pool_tokens
+        return peak(tokens) <= facts.pool_tokens
 
     if fits(generate):
         return generate
     if not fits(1):
         raise PolicyError(
-            f"the prompt has {prompt} tokens and needs room for {policy.peak(prompt, 1, facts.chunk, whole)} "
+            f"the prompt has {prompt} tokens and needs room for {peak(1)} "
             f"with kv_policy {policy.name!r}, but the KV cache holds {facts.pool_tokens} tokens in all; "
             "shorten the prompt or choose a policy with a smaller budget",
             reason="too_long",

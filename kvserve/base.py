@@ -41,6 +41,12 @@ class Policy(BaseModel):
         description="Compact once when the prompt is complete, or also between its chunks, which needs "
         "less memory but depends on chunk boundaries. A prompt larger than the pool is always chunked",
     )
+    at: int | None = Field(
+        None,
+        ge=1,
+        description="Compact the prompt once this many of its tokens have been read, before the next one is; the rest "
+        "is read as if it had been generated. Null: once all of it has been read",
+    )
     decode: bool = Field(True, description="Compact while generating too; if false, generated tokens stay")
     slack: int = Field(
         128,
@@ -101,6 +107,10 @@ class Policy(BaseModel):
         """Raise PolicyError if this server cannot serve these parameters."""
 
     # -- when, and how many (scheduler; plain integers) ---------------------------------------------
+
+    def prompt_of(self, tokens: int) -> int:
+        """How many of a prompt's tokens count as prompt: those up to `at`."""
+        return tokens if self.at is None else min(self.at, tokens)
 
     def target(self, logical: int, prompt: int = 0) -> int:
         """Tokens kept per layer (mean over layers) when `logical` have been seen; fractions round up.

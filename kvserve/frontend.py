@@ -15,10 +15,13 @@ from kvserve.options import KVOptions, switched_on
 from kvserve.policy import Policy
 from kvserve.registry import get
 
-__all__ = ["check", "effective", "facts", "observers", "wrap"]
+__all__ = ["check", "defaults", "effective", "facts", "observers", "wrap"]
 
 observers: list[Callable[[PolicyError], None]] = []
 """Called with each refusal, before it becomes an HTTP 400."""
+
+defaults: dict[str, str] = {}
+"""What the sampling parameters of a request with a policy carry besides, where they do not say otherwise."""
 
 
 def effective(extra_args: dict[str, Any] | None, vllm_config: Any) -> Policy | None:
@@ -40,6 +43,11 @@ def check(policy: Policy | None, prompt: int, params: SamplingParams, vllm_confi
     known = facts(vllm_config)
     policy = policy or get("full")()
     policy.check(known)
+    if policy.at is not None and policy.at > prompt:
+        raise PolicyError(
+            f"kv_policy.at is {policy.at}, but the prompt has {prompt} tokens; allowed: 1 to {prompt}",
+            param="kv_policy.at",
+        )
     if params.max_tokens is not None and known.pool_tokens:
         params.max_tokens = fitting(policy, prompt, params.max_tokens, known)
 
@@ -72,4 +80,4 @@ def _settle(request: Any, policy: Policy | None, vllm_config: Any) -> None:
     tokens = request.prompt_token_ids if request.prompt_token_ids is not None else request.prompt_embeds
     check(policy, len(tokens), params, vllm_config)
     if policy is not None:
-        params.extra_args = {**(params.extra_args or {}), wire.KEY: wire.dump(policy)}
+        params.extra_args = {**defaults, **(params.extra_args or {}), wire.KEY: wire.dump(policy)}

@@ -101,11 +101,12 @@ class Gatherer:
         return span.position < known.prompt or (span.count > 1 and known.policy.observes == "all")
 
     def waiting(self, span: Span) -> bool:
-        """Whether the ring would lose a query that is not counted yet when this token's is stored."""
+        """Whether the ring would lose a query that is not counted yet when these tokens' are stored or counted."""
         known = self.requests.get(span.req_id)
         if known is None or known.policy.observes != "all" or span.position <= known.prompt:
             return False
-        return any(span.position - sums.upto >= FOLD for sums in known.layers.values())
+        room = FOLD if span.count == 1 else 1  # several at once are counted as attention runs, in their order
+        return any(span.position - sums.upto >= room for sums in known.layers.values())
 
     def after_attention(self, layer: Layer, query: Tensor) -> None:
         """Count the prompt queries of a step: query (tokens, Hq, D), post-RoPE; their keys are cached."""

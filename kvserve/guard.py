@@ -38,6 +38,7 @@ def _overridden() -> dict[Any, str]:
         Scheduler.update_from_output: "self scheduler_output model_runner_output",
         Scheduler._free_request: "self request delay_free_blocks",
         Scheduler._get_local_prefix_cache_hit: "self request",
+        Scheduler._reserve_prefill_lookahead: "self request num_computed_tokens num_new_tokens",
         manager.get_num_blocks_to_allocate: "self request_id num_tokens new_computed_blocks total_computed_tokens "
         "num_local_computed_tokens num_tokens_main_model apply_admission_cap prefill_end",
         manager.allocate_new_blocks: "self request_id num_tokens num_tokens_main_model",

@@ -21,7 +21,8 @@ class _Candidate(NamedTuple):
     def excess(self) -> int:
         """Tokens held over the target of its policy."""
         request = self.request
-        return self.physical - self.known.policy.target(request.num_computed_tokens, request.num_prompt_tokens)
+        policy = self.known.policy
+        return self.physical - policy.target(request.num_computed_tokens, policy.prompt_of(request.num_prompt_tokens))
 
 
 class Planner:

@@ -85,7 +85,8 @@ class KVRunner:
         for new in scheduler_output.scheduled_new_reqs:
             policy = wire.compressing(new.sampling_params.extra_args if new.sampling_params else None)
             if policy is not None:
-                kv.begin(new.req_id, policy, new.num_computed_tokens, self.requests[new.req_id].num_prompt_tokens)  # type: ignore[attr-defined]
+                prompt = policy.prompt_of(self.requests[new.req_id].num_prompt_tokens)  # type: ignore[attr-defined]
+                kv.begin(new.req_id, policy, new.num_computed_tokens, prompt)
         cached = scheduler_output.scheduled_cached_reqs
         if not cached.resumed_req_ids:
             return

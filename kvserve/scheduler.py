@@ -46,24 +46,40 @@ class _Compressing:
 
     def _kv_admit(self, request: Request, tracked: Tracked) -> None:
         """Choose how the prompt is compacted and tell the managers how much it can hold at most."""
-        facts, tokens = self.kv.facts, request.num_tokens
-        tracked.whole = whole_prefill(tracked.policy, tokens, facts)
+        facts, policy, tokens = self.kv.facts, tracked.policy, request.num_tokens
+        read = policy.prompt_of(tokens)
+        tracked.whole = whole_prefill(policy, read, facts)
         for manager in self.kv.managers.values():
             manager.peak.pop(request.request_id, None)
-            if not tracked.whole:
-                manager.peak[request.request_id] = tracked.policy.chunked_peak(tokens, facts.chunk)
+            if read < tokens:
+                manager.peak[request.request_id] = policy.peak(read, tokens - read, facts.chunk, tracked.whole)
+            elif not tracked.whole:
+                manager.peak[request.request_id] = policy.chunked_peak(tokens, facts.chunk)
 
     def _get_local_prefix_cache_hit(self, request: Request) -> tuple[Any, int, int, bool]:
         """A hit skips queries; leave to compute those that the policy wants to see: the last ones, or all."""
         blocks, hit, boundary, diverged = super()._get_local_prefix_cache_hit(request)  # type: ignore[misc]
         tracked = self.kv_requests.get(request.request_id)
-        if tracked is not None and tracked.queries_seen and hit:
-            limit = int(max(0, request.num_tokens - tracked.queries_seen))
-            limit -= limit % self.block_size  # type: ignore[attr-defined]
-            if hit > limit:
-                hit = limit
-                blocks = self.kv_cache_manager.truncate_computed_blocks(blocks, hit)  # type: ignore[attr-defined]
+        if tracked is not None and hit > (limit := self._kv_hit_limit(request, tracked)):
+            hit = limit
+            blocks = self.kv_cache_manager.truncate_computed_blocks(blocks, hit)  # type: ignore[attr-defined]
         return blocks, hit, boundary, diverged
+
+    def _kv_hit_limit(self, request: Request, tracked: Tracked) -> int:
+        """Tokens, in whole blocks, that may come from the prefix cache."""
+        prompt = tracked.policy.prompt_of(request.num_tokens)
+        least = max(tracked.queries_seen, 1)  # a prompt is compacted before the step after the one that ends it
+        limit = int(max(0, prompt - least))
+        return limit - limit % self.block_size  # type: ignore[attr-defined,no-any-return]
+
+    def _reserve_prefill_lookahead(self, request: Request, num_computed_tokens: int, num_new_tokens: int) -> int:
+        """vLLM's last word on how many tokens a step computes of a request."""
+        new: int = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)  # type: ignore[misc]
+        tracked = self.kv_requests.get(request.request_id)
+        if tracked is None or tracked.policy.at is None:
+            return new
+        physical = round(self.kv.mean_physical(request.request_id, num_computed_tokens))
+        return tracked.chunk(num_computed_tokens, physical, request.num_prompt_tokens, new)
 
     # -- a step --------------------------------------------------------------------------------------
 

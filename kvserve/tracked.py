@@ -39,12 +39,37 @@ class Tracked:
         self.prefilled = self.overdue = False
         self.weights = None
 
+    def chunk(self, logical: int, physical: int, prompt: int, new: int) -> int:
+        """How many of the `new` tokens the coming step may compute of a request that says `at` which one to compact.
+
+        None past a compaction: the prompt's own, and those that fall due while its rest is read, as if that were
+        being generated. 0: what it waits for comes with the next step.
+        """
+        policy = self.policy
+        if policy.when == "pressure":
+            return new
+        prompt = policy.prompt_of(prompt)
+        if logical < prompt:
+            return min(new, prompt - logical)
+        if self._undivided:
+            return 0
+        for count in range(1, new):
+            if policy.due(Moment(logical + count, physical + count, "decode", prompt)) is not None:
+                return count
+        return new
+
+    @property
+    def _undivided(self) -> bool:
+        """Whether the worker's word on the layers' shares is on its way: asynchronous steps hear it a step later."""
+        return self.policy.own_shares and self.weights is None
+
     def due(self, logical: int, physical: int, prompt: int, prefilling: bool) -> int | None:
         """Tokens to keep now, or None."""
-        if prefilling:
+        prompt = self.policy.prompt_of(prompt)
+        if prefilling and (self.policy.at is None or logical < prompt):
             stage = "prefill"
-        elif self.policy.own_shares and self.weights is None:
-            return None  # the worker's word is on its way: with asynchronous scheduling it comes a step later
+        elif self._undivided:
+            return None
         else:
             stage = "decode" if self.prefilled and not self.overdue else "prefilled"
             self.prefilled = True

@@ -63,3 +63,10 @@ def test_peak_grows_with_generation(name):
     policy = request.parse({"name": name, "budget": 0.3})
     peaks = [policy.peak(500, n, 256, True) for n in range(1, 2000, 37)]
     assert peaks == sorted(peaks)
+
+
+def test_what_is_read_after_the_compaction_counts_as_generated():
+    policy = request.parse({"name": "streaming", "budget": 128, "at": 500})
+    assert fitting(policy, 3000, 200, FACTS) == 200
+    kept = request.parse({"name": "streaming", "budget": 128, "at": 500, "decode": False})
+    assert fitting(kept, 1000, 200, FACTS) == 107  # 128 + 500 that stay, and one token's room for the next

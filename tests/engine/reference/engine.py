@@ -1,6 +1,6 @@
 """Greedy decoding by transformers in eager attention, float32, one request, with a cache that plain code prunes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -68,14 +68,19 @@ def recorded_queries(model) -> Iterator[list[list[Tensor]]]:
             hook.remove()
 
 
-def run(model, prompt: list[int], length: int, act: Round) -> tuple[list[int], list[float], list[tuple[int, Keep]]]:
-    """Greedy decoding with a cache pruned by `act`; tokens, their log-probabilities, rounds (logical, keep)."""
-    tokens, logps, rounds, _ = traced(model, prompt, length, act)
+def run(
+    model, prompt: list[int], length: int, act: Round, forced: Sequence[int] = ()
+) -> tuple[list[int], list[float], list[tuple[int, Keep]]]:  # fmt: skip
+    """Greedy decoding with a cache pruned by `act`; tokens, their log-probabilities, rounds (logical, keep).
+
+    forced: what the first tokens are, whatever the model would say.
+    """
+    tokens, logps, rounds, _ = traced(model, prompt, length, act, forced)
     return tokens, logps, rounds
 
 
 @torch.no_grad()
-def traced(model, prompt: list[int], length: int, act: Round):
+def traced(model, prompt: list[int], length: int, act: Round, forced: Sequence[int] = ()):
     """`run`, and the trace as it is at the end. A round lists the layers that lost something."""
     cache = DynamicCache(config=model.config)
     tokens: list[int] = []
@@ -87,7 +92,7 @@ def traced(model, prompt: list[int], length: int, act: Round):
         logical = len(prompt)
         while True:
             logp = torch.log_softmax(out.logits[0, -1].float(), -1)
-            tokens.append(int(logp.argmax()))
+            tokens.append(forced[len(tokens)] if len(tokens) < len(forced) else int(logp.argmax()))
             logps.append(float(logp[tokens[-1]]))
             if len(tokens) == length:
                 return tokens, logps, rounds, trace
