@@ -43,7 +43,7 @@ bench: $(VENV)/.$(ENGINE)-dev ## speed against stock vLLM: prints a table, write
 	$(BIN)/python -m bench
 
 bench-policies: $(VENV)/.$(ENGINE)-dev ## every policy's rounds and tokens/s: prints a table, writes results/policies.json
-	$(BIN)/python -m bench --parts e --out results/policies.json
+	$(BIN)/python -m bench --parts e,f --out results/policies.json
 
 pages: $(VENV)/.$(ENGINE)-dev ## write docs/policies anew, from classes, handbook/ and results/policies.json
 	$(BIN)/python -m handbook

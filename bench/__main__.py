@@ -22,7 +22,7 @@ ENVIRONMENT = {
 }
 """Defaults that must stand before vLLM is imported; what the caller has set stays."""
 
-PARTS = "abcde"
+PARTS = "abcdef"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,7 +31,8 @@ def parser() -> argparse.ArgumentParser:
         "--parts",
         default="a,b,c,d",
         help="a: stock vLLM against kvserve without a policy; b: step time over context; c: a small pool; "
-        "d: cost of compactions; e: every installed policy, usually with --out results/policies.json "
+        "d: cost of compactions; e: every installed policy, f: what gathering evidence adds to a prefill, these two "
+        "usually with --out results/policies.json "
         "(default: %(default)s)",
     )
     made.add_argument("--repeats", type=int, default=5, help="repetitions, in (e) a few at most (default: %(default)s)")
@@ -56,7 +57,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run(parts: Sequence[str], sizes: Sizes, repeats: int, book: Book) -> None:
-    from bench import compaction, context, model, overhead, pool, roster
+    from bench import compaction, context, gathering, model, overhead, pool, roster
 
     with tempfile.TemporaryDirectory() as folder:
         heavy, light = model.heavy(Path(folder), sizes), model.light(Path(folder))
@@ -68,8 +69,10 @@ def run(parts: Sequence[str], sizes: Sizes, repeats: int, book: Book) -> None:
             pool.measure(sizes, repeats, heavy, light, book)
         if "d" in parts:
             compaction.measure(sizes, repeats, heavy, book)
-    if "e" in parts:
-        roster.measure(sizes, repeats, book)
+        if "e" in parts:
+            roster.measure(sizes, repeats, book)
+        if "f" in parts:
+            gathering.measure(sizes, repeats, Path(folder), book)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

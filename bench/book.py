@@ -9,7 +9,7 @@ Values = dict[str, list[float]]  # quantity, with its unit in the name -> one va
 
 
 class Case(NamedTuple):
-    part: str  # "a" to "e"
+    part: str  # "a" to "f"
     name: str
 
 

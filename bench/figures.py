@@ -43,6 +43,9 @@ def figures(book: Book, sizes: Sizes) -> list[Figure]:
             found.append(_of(book, "c", name, "speed_up", f"{name}, total time of full / of this", 2.0, at_most=False))
     for name in book.names("d"):
         found.append(_of(book, "d", name, "share", f"{name}, share of decoding", 0.05, at_most=True))
+    for name in book.names("f"):
+        what = f"{name}, CPU time of a prefill / with streaming"
+        found.append(_of(book, "f", name, "prefill_cpu_ratio", what, 1.2, at_most=True))
     return list(_measured(found))
 
 

@@ -9,15 +9,20 @@ VOCABULARY = 2048
 HEAD = 128
 
 
-def configure(folder: Path, layers: int, heads: int, hidden: int, head: int = HEAD) -> Path:
-    """Write the Qwen3 configuration of such a model; vLLM makes up the weights (load_format="dummy")."""
+def configure(
+    folder: Path, layers: int, heads: int, hidden: int, head: int = HEAD, group: int = 1, inner: int | None = None
+) -> Path:
+    """Write the Qwen3 configuration of such a model; vLLM makes up the weights (load_format="dummy").
+
+    heads: KV heads, each with `group` query heads; inner: width of the MLP, twice `hidden` if not given.
+    """
     config = {
         "architectures": ["Qwen3ForCausalLM"],
         "model_type": "qwen3",
         "hidden_size": hidden,
-        "intermediate_size": 2 * hidden,
+        "intermediate_size": inner or 2 * hidden,
         "num_hidden_layers": layers,
-        "num_attention_heads": heads,
+        "num_attention_heads": group * heads,
         "num_key_value_heads": heads,
         "head_dim": head,
         "vocab_size": VOCABULARY,

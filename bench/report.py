@@ -30,6 +30,7 @@ COLUMNS = {
     "freed": ("blocks freed", 1.0, 0),
     "prefill_ms": ("prefill ms", 1.0, 0),
     "prefill_ratio": ("prefill : streaming", 1.0, 2),
+    "prefill_cpu_ratio": ("by CPU time", 1.0, 2),
 }
 """Quantity -> heading, factor, digits."""
 
@@ -81,7 +82,9 @@ class Report:
             f"{machine['cpu']}, {machine['threads']} thread(s) of {machine['cores']} cores; vLLM {vllm}; "
             f"{self._about['date']}; commit {self._about['commit']}.\n"
             + "\n".join(
-                ([self._random_weights()] if parts != {"e"} else []) + ([self._embedded()] if "e" in parts else [])
+                ([self._random_weights()] if not parts or parts - {"e", "f"} else [])
+                + ([self._embedded()] if "e" in parts else [])
+                + ([self._gathering()] if "f" in parts else [])
             )
         )
 
@@ -105,6 +108,15 @@ class Report:
             "without the prefill, relative to requests without policy and of streaming in the same turn; by CPU time "
             "(prefill included) what neighbours on the machine do is not counted; blocks: of "
             f"{BLOCK} tokens of one layer. Medians (quartiles)."
+        )
+
+    def _gathering(self) -> str:
+        s = self._sizes
+        return (
+            f"(f) Prefill of {s.gather_prompt} tokens in chunks of {s.gather_chunk}, bfloat16, no prefix cache, "
+            "relative to streaming in the same turn: the embedded model, and one layer of random weights in the shape "
+            f"of an 8B model ({s.wide_hidden} wide, {s.wide_hidden // 128} query and {s.wide_hidden // 512} KV heads "
+            "of 128)."
         )
 
 

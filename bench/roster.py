@@ -1,9 +1,7 @@
 """(e) Every installed policy on the embedded model: its rounds, its share of the time, its tokens/s.
 
 One request at a time. For each prompt length and budget a request without a policy, one of `streaming` and one
-of each other policy take turns, in the opposite order the next time; ratios are to these two of the same turn.
-Then, for policies that gather evidence from all queries, what this does to the prefill of the longest prompt.
-"""
+of each other policy take turns, in the opposite order the next time; ratios are to these two of the same turn."""
 
 import statistics
 import time
@@ -50,13 +48,11 @@ def measure(sizes: Sizes, repeats: int, book: Book) -> None:
     try:
         policies = served(engine, book)
         for length in sizes.policy_prompts:
-            _prefill(engine, length, None)  # not counted: the first steps of their kind are slow
+            _prefill(engine, length)  # not counted: the first steps of their kind are slow
         for repetition in range(min(repeats, sizes.policy_repeats)):
             for length in sizes.policy_prompts:
                 for budget in sizes.policy_budgets:
                     _turn(engine, policies, length, budget, repetition, sizes, book)
-        for _ in range(repeats):
-            _prefills(engine, policies, sizes, book)
     finally:
         engine.stop()
 
@@ -117,31 +113,7 @@ def _quantities(run: Run, runs: dict[str, Run], tokens: int) -> dict[str, float]
     }
 
 
-# -- prefill: the cost of gathering ----------------------------------------------------------------------
-
-
-def _prefills(engine: Engine, policies: dict[str, Request], sizes: Sizes, book: Book) -> None:
-    length = max(sizes.policy_prompts)
-    for name, request in gathering(policies, sizes.policy_every).items():
-        control = _prefill(engine, length, policies.get(CONTROL))
-        seconds = _prefill(engine, length, request)
-        book.add(PART, f"{name}, prefill of {length}", prefill_ms=1e3 * seconds, prefill_ratio=seconds / control)
-
-
-def gathering(policies: dict[str, Request], every: tuple[int, ...]) -> dict[str, Request]:
-    """Case -> request of each policy that gathers, for the numbers of queries between two that count."""
-    found: dict[str, Request] = {}
-    for name, request in policies.items():
-        policy = registry.get(name).model_validate({})
-        if "mass" in policy.gathers and "every" in type(policy).model_fields:
-            found |= {f"{name} every {n}": {**request, "every": n} for n in every}
-        elif policy.gathers:
-            found[name] = request
-    return found
-
-
-def _prefill(engine: Engine, length: int, policy: Request | None) -> float:
-    engine.add(prompt(length), policy, 2)
-    seconds = engine.prefill()
+def _prefill(engine: Engine, length: int) -> None:
+    engine.add(prompt(length), None, 2)
+    engine.prefill()
     engine.finish()
-    return seconds

@@ -43,7 +43,12 @@ class Sizes:
     policy_budgets: tuple[float, ...] = (0.5, 0.25, 0.125)
     policy_output: int = 1000
     policy_repeats: int = 2  # at most: (e) has more than a hundred cases
-    policy_every: tuple[int, ...] = (1, 2, 4, 8)  # each n-th query of the longest prompt gathers attention mass
+
+    gather_prompt: int = 4096  # of (f)
+    gather_every: tuple[int, ...] = (1, 2, 4, 8)  # each n-th query of the prompt gathers attention mass
+    gather_chunk: int = 2048
+    wide_hidden: int = 4096  # of a layer in the shape of an 8B model
+    wide_repeats: int = 3  # at most: a prefill of it takes ten seconds
 
     budget: int = BUDGET
 
@@ -79,6 +84,10 @@ QUICK = Sizes(
     policy_budgets=(0.25,),
     policy_output=150,
     policy_repeats=1,
-    policy_every=(1, 4),
+    gather_prompt=256,
+    gather_every=(1, 4),
+    gather_chunk=128,
+    wide_hidden=512,
+    wide_repeats=1,
     budget=128,
 )

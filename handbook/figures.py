@@ -34,12 +34,7 @@ def measured(name: str) -> str:
         [case.partition(":")[2], *(_cell(values, quantity) for quantity in COLUMNS)] for case, values in rows.items()
     ]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    prefills = [_prefill(case, values) for case, values in cases.items() if _is_prefill(case, name)]
-    return "\n\n".join([_setting(record), table, *(["\n".join(prefills)] if prefills else [])])
-
-
-def _is_prefill(case: str, name: str) -> bool:
-    return "prefill of" in case and case.split(maxsplit=1)[0].rstrip(",") == name
+    return "\n\n".join(filter(None, [_setting(record), table, _prefills(record["parts"].get("f", {}), name)]))
 
 
 def _setting(record: dict[str, Any]) -> str:
@@ -57,11 +52,19 @@ def _cell(values: dict[str, Any], quantity: str) -> str:
     return f"{factor * values[quantity]['median']:.{digits}f}" if quantity in values else ""
 
 
-def _prefill(case: str, values: dict[str, Any]) -> str:
-    name, _, every = case.partition(",")[0].partition(" every ")
-    label = f"`{name}`" + (f" and `every: {every}`" if every else "")
-    length, ratio = case.rpartition(" ")[2], values["prefill_ratio"]["median"]
-    return f"- A prefill of {length} tokens with {label} takes {ratio:.2f} times that of `streaming`."
+def _prefills(cases: dict[str, Any], name: str) -> str:
+    """What gathering its evidence does to a prefill, on two models; empty if it gathers none."""
+    found: dict[str, dict[str, str]] = {}
+    for case, values in cases.items():
+        model, _, policy = case.partition(": ")
+        if policy.partition(" ")[0] == name:
+            found.setdefault(policy, {})[model] = f"{values['prefill_cpu_ratio']['median']:.2f}"
+    if not found:
+        return ""
+    models = list(dict.fromkeys(case.partition(": ")[0] for case in cases))
+    lines = [["CPU time of a prefill : with `streaming`", *models], ["---", *("---:" for _ in models)]]
+    lines += [[f"`{policy}`", *(ratios.get(model, "") for model in models)] for policy, ratios in found.items()]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 @cache

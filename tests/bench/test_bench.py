@@ -24,7 +24,10 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("argv", "complaint"),
-    [(["--parts", "a,z"], "['z']; allowed: a, b, c, d, e"), (["--repeats", "0"], "--repeats is 0; allowed: 1 or more")],
+    [
+        (["--parts", "a,z"], "['z']; allowed: a, b, c, d, e, f"),
+        (["--repeats", "0"], "--repeats is 0; allowed: 1 or more"),
+    ],
 )
 def test_bad_options_are_refused_by_name(argv: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
@@ -78,7 +81,7 @@ def test_every_part_runs(tmp_path: Path) -> None:
 def test_every_policy_is_measured_or_refused_with_the_reason(tmp_path: Path) -> None:
     out = tmp_path / "policies.json"
     run = subprocess.run(
-        [sys.executable, "-m", "bench", "--parts", "e", "--quick", "--repeats", "1", "--out", str(out)],
+        [sys.executable, "-m", "bench", "--parts", "e,f", "--quick", "--repeats", "1", "--out", str(out)],
         capture_output=True,
         text=True,
     )
@@ -87,4 +90,6 @@ def test_every_policy_is_measured_or_refused_with_the_reason(tmp_path: Path) -> 
     measured = {case.partition(":")[0] for case in record["parts"]["e"] if ":" in case}
     refused = {case.removeprefix("e: ") for case in record["refused"]}
     assert measured | refused == {name for name, policy in registry.installed().items() if policy.compresses}
-    assert "h2o every 4, prefill of 256" in record["parts"]["e"]
+    assert {"embedded: h2o every 4", "8B layer: h2o every 1", "8B layer: expected-attention"} <= set(
+        record["parts"]["f"]
+    )

@@ -1,7 +1,7 @@
 """Which policies are measured, and how requests name them."""
 
+from bench.gathering import gathering
 from bench.policies import comparable, refusals
-from bench.roster import gathering
 from kvserve import registry
 from kvserve.policy import Facts
 
