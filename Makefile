@@ -42,10 +42,11 @@ test-all: check ## all tests
 bench: $(VENV)/.$(ENGINE)-dev ## speed against stock vLLM: prints a table, writes results/bench.json
 	$(BIN)/python -m bench
 
-bench-policies: $(VENV)/.$(ENGINE)-dev ## every policy's rounds and tokens/s: prints a table, writes results/policies.json
-	$(BIN)/python -m bench --parts e,f --out results/policies.json
+bench-policies: $(VENV)/.$(ENGINE)-dev ## every policy's rounds and tokens/s: prints two tables, writes results/policies.json and gathering.json
+	$(BIN)/python -m bench --parts e --out results/policies.json
+	$(BIN)/python -m bench --parts f --out results/gathering.json
 
-pages: $(VENV)/.$(ENGINE)-dev ## write docs/policies anew, from classes, handbook/ and results/policies.json
+pages: $(VENV)/.$(ENGINE)-dev ## write docs/policies anew, from classes, handbook/ and results/{policies,gathering}.json
 	$(BIN)/python -m handbook
 
 dashboards: $(VENV)/.$(ENGINE)-dev ## write the generated Grafana dashboards and alert rules

@@ -31,8 +31,8 @@ def parser() -> argparse.ArgumentParser:
         "--parts",
         default="a,b,c,d",
         help="a: stock vLLM against kvserve without a policy; b: step time over context; c: a small pool; "
-        "d: cost of compactions; e: every installed policy, f: what gathering evidence adds to a prefill, these two "
-        "usually with --out results/policies.json "
+        "d: cost of compactions; e: every installed policy; f: what gathering evidence adds to a prefill; "
+        "the latter two usually with an --out of their own "
         "(default: %(default)s)",
     )
     made.add_argument("--repeats", type=int, default=5, help="repetitions, in (e) a few at most (default: %(default)s)")

@@ -1,11 +1,11 @@
-"""What `make bench-policies` measured of one policy, as a table."""
+"""What `make bench-policies` measured of one policy, as tables."""
 
 import json
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parents[1] / "results" / "policies.json"
+RESULTS = Path(__file__).parents[1] / "results"
 
 COLUMNS = {
     "rounds": ("rounds", 1.0, 0),
@@ -21,7 +21,7 @@ COLUMNS = {
 
 def measured(name: str) -> str:
     """The rows of a policy, and what gathering its evidence does to a prefill; a sentence if there are none."""
-    record = _results()
+    record = _results("policies")
     if why := record.get("refused", {}).get(f"e: {name}"):
         return f"Not measured: {why}"
     cases = record.get("parts", {}).get("e", {})
@@ -34,7 +34,9 @@ def measured(name: str) -> str:
         [case.partition(":")[2], *(_cell(values, quantity) for quantity in COLUMNS)] for case, values in rows.items()
     ]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return "\n\n".join(filter(None, [_setting(record), table, _prefills(record["parts"].get("f", {}), name)]))
+    return "\n\n".join(
+        filter(None, [_setting(record), table, _prefills(_results("gathering").get("parts", {}).get("f", {}), name)])
+    )
 
 
 def _setting(record: dict[str, Any]) -> str:
@@ -68,5 +70,6 @@ def _prefills(cases: dict[str, Any], name: str) -> str:
 
 
 @cache
-def _results() -> dict[str, Any]:
-    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+def _results(name: str) -> dict[str, Any]:
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

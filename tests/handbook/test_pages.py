@@ -67,13 +67,13 @@ def test_figures_are_those_of_the_last_run_or_the_reason(monkeypatch):
         "machine": {"cpu": "A processor", "threads": 1},
         "sizes": {"policy_output": 200},
         "refused": {"e: prefixkv": "start it with --kv-groups 4"},
-        "parts": {
-            "e": {"h2o:0.25 @ 512": {"round_ms": value}, "h2o every 4, prefill of 512": {"prefill_ratio": value}}
-        },
+        "parts": {"e": {"h2o:0.25 @ 512": {"round_ms": value}}},
     }
-    monkeypatch.setattr(figures, "_results", lambda: record)
+    cases = {f"{model}: h2o every 4": {"prefill_cpu_ratio": value} for model in ("embedded", "8B layer")}
+    found = {"policies": record, "gathering": {"parts": {"f": cases}}}
+    monkeypatch.setattr(figures, "_results", found.__getitem__)
     said = figures.measured("h2o")
     assert "200 tokens after the prompt" in said and "| 0.25 @ 512 |  |  | 0.5 |" in said
-    assert "- A prefill of 512 tokens with `h2o` and `every: 4` takes 0.50 times that of `streaming`." in said
+    assert "| embedded | 8B layer |" in said and "| `h2o every 4` | 0.50 | 0.50 |" in said
     assert figures.measured("prefixkv") == "Not measured: start it with --kv-groups 4"
     assert "make bench-policies" in figures.measured("knorm")
