@@ -5,7 +5,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from server import generate, inspection, live
+from server import ending, generate, inspection, live
 from server.elsewhere import Elsewhere
 from server.service import Service
 
@@ -29,3 +29,4 @@ class KVEndpoints:
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
         """Called when the engine is up. Raises PolicyError, which ends the server, for a bad default."""
         state.kvserve = Service.over(engine_client)
+        ending.watch(engine_client, state)
