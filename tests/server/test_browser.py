@@ -121,7 +121,9 @@ def test_four_policies_stream_side_by_side(page: Any, server: Server) -> None:
         assert one(column, "[data-of=kept]").text == expected
         assert one(column, "[data-of=bytes]").text.endswith("MiB")
     assert all(text.endswith(("ms", "s")) for text in texts(page, "[data-of=first]"))
-    assert all(float(text.removesuffix(" tokens/s")) > 1 for text in texts(page, "[data-of=speed]"))
+    # A short answer that arrives in one piece has no speed; on a busy machine some do.
+    speeds = [text.removesuffix(" tokens/s") for text in texts(page, "[data-of=speed]") if text != "–"]
+    assert speeds and all(float(speed) > 1 for speed in speeds)
 
 
 def test_what_differs_from_the_first_column_is_marked(page: Any) -> None:
