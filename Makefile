@@ -11,7 +11,7 @@ PORT  ?= 8000
 ARGS  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all check bench bench-policies pages dashboards model clean
+.PHONY: help serve test test-all check bench bench-policies eval pages dashboards model clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,9 @@ bench: $(VENV)/.$(ENGINE)-dev ## speed against stock vLLM: prints a table, write
 bench-policies: $(VENV)/.$(ENGINE)-dev ## every policy's rounds and tokens/s: prints two tables, writes results/policies.json and gathering.json
 	$(BIN)/python -m bench --parts e --out results/policies.json
 	$(BIN)/python -m bench --parts f --out results/gathering.json
+
+eval: $(VENV)/.$(ENGINE)-dev ## quality of every policy, in a quarter of an hour: prints tables, writes results/quality.*
+	$(BIN)/kvserve eval --short
 
 pages: $(VENV)/.$(ENGINE)-dev ## write docs/policies anew, from classes, handbook/ and results/{policies,gathering}.json
 	$(BIN)/python -m handbook

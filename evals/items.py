@@ -42,7 +42,7 @@ def world() -> World:
 
 def draw(world: World, task: str, form: str, length: int, number: int, seed: int = 0) -> Item:
     """The item with this number; equal arguments give equal items. Raises ValueError if the task has no such form."""
-    scene = TASKS[task](Random(f"evals/{seed}/{task}/{length}/{number}"), world, length, turns=1)
+    scene = TASKS[task](Random(f"evals/{seed}/{task}/{length}/{number}"), world, length, 1)
     [turn] = scene.turns
     if form == "completion":
         return Item(task, form, length, number, scene.context, turn.ask, turn.reply)

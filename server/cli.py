@@ -1,4 +1,4 @@
-"""The command line: `kvserve serve | policies | calibrate | doctor`."""
+"""The command line: `kvserve serve | policies | calibrate | eval | doctor`."""
 
 import argparse
 import sys
@@ -13,6 +13,7 @@ EXAMPLES = """examples:
   kvserve serve --help=kvserve                           flags of kvserve; every `vllm serve` flag works too
   kvserve policies snapkv                                its parameters, ranges and defaults
   kvserve calibrate Qwen/Qwen3-8B -o qwen3-8b.safetensors    statistics for triattention and prefixkv's offline profile
+  kvserve eval --policies snapkv h2o                     their quality between full, random and an oracle
   kvserve doctor Qwen/Qwen3-8B                           can this machine serve it, and if not why
 """
 
@@ -27,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=_version())
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("serve", help="start the server; takes every flag of `vllm serve`", add_help=False)
+    commands.add_parser("eval", help="quality of policies over an OpenAI endpoint: tables and curves", add_help=False)
     policies = commands.add_parser("policies", help="list the installed policies, or show one")
     policies.add_argument("name", nargs="?", metavar="NAME", help="show this policy's parameters")
     policies.add_argument("--json", action="store_true", help="print what GET /v1/kv/policies answers")
@@ -59,6 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from server.launch import serve
 
         return serve(argv[1:])
+    if argv[:1] == ["eval"]:  # its libraries are not those of a server
+        from evals.command import main as evaluate
+
+        return evaluate(argv[1:])
     args = parser().parse_args(argv)
     if args.command == "policies":
         return show_policies(args.name, args.json)

@@ -1,0 +1,91 @@
+"""What is measured: cells of a table, and the sections that they are grouped in."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+FULL, RANDOM, ORACLE = "full", "random", "oracle"
+BRACKETS = (FULL, ORACLE, RANDOM)
+
+
+class Cell(NamedTuple):
+    """One number of the table: a policy at a budget, asked every item of a kind."""
+
+    task: str
+    form: str
+    length: int
+    protocol: str
+    policy: str  # label of a contestant
+    budget: float  # 1.0 for full
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A policy, perhaps with parameters of its own that every request gets."""
+
+    fields: dict[str, Any] = field(hash=False)
+
+    @classmethod
+    def of(cls, text: str) -> "Contestant":
+        """From `name` or a JSON object with a name. Raises ValueError."""
+        if not text.startswith("{"):
+            return cls({"name": text.strip().replace("_", "-")})
+        fields = json.loads(text)
+        if not isinstance(fields.get("name"), str) or fields.keys() & {"budget", "at"}:
+            raise ValueError(f"{text}: a policy needs a name; budget and at come from the table")
+        return cls(fields)
+
+    @property
+    def name(self) -> str:
+        return str(self.fields["name"])
+
+    @property
+    def label(self) -> str:
+        more = [f"{key}={value}" for key, value in self.fields.items() if key != "name"]
+        return " ".join([self.name, *more])
+
+
+@dataclass(frozen=True)
+class Section:
+    """A product of tasks, lengths, protocols and budgets."""
+
+    tasks: tuple[str, ...]
+    lengths: tuple[int, ...]
+    protocols: tuple[str, ...]
+    budgets: tuple[float, ...]
+    forced: bool = False  # also teacher-forced: NLL, KL and agreement
+    forms: tuple[str, ...] = ("completion",)
+
+    def kinds(self) -> Iterator[tuple[str, str, int]]:
+        """Kinds of items: task, form, length."""
+        return (
+            (task, form, length)
+            for task in self.tasks
+            for form in self.forms
+            for length in self.lengths
+            if (task, form) != ("mqar", "chat")
+        )
+
+    def cells(self, kind: tuple[str, str, int], labels: Sequence[str]) -> Iterator[Cell]:
+        """Cells of one kind of items; `full` once in each protocol."""
+        for protocol in self.protocols:
+            for label in labels:
+                for budget in (1.0,) if label == FULL else self.budgets:
+                    yield Cell(*kind, protocol, label, budget)
+
+    def record(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+SHARES = (0.5, 0.33, 0.25, 0.2, 0.125, 0.1)
+SHORT = (
+    Section(("niah",), (512,), ("inside", "after"), SHARES),
+    Section(("vt",), (512,), ("inside",), (0.5, 0.25, 0.125)),
+    Section(("chain",), (384,), ("decode", "both"), (64, 128)),
+)
+LONG = (
+    Section(("niah", "niah_free", "vt", "quote", "mqar"), (512, 1024, 2000), ("inside", "after"), SHARES, forced=True),
+    Section(("niah", "vt"), (1024,), ("inside",), SHARES, forms=("chat",)),
+    Section(("chain",), (512, 1024), ("decode", "decode-open", "both"), (64, 128, 256), forced=True),
+)

@@ -1,0 +1,57 @@
+"""Quality over bytes kept, one panel per table."""
+
+from pathlib import Path
+from typing import Any
+
+from evals.cells import FULL, ORACLE, RANDOM
+from evals.report import Record, by_kind, policies_of
+
+STYLES = {ORACLE: ("black", "--"), RANDOM: ("0.45", ":")}
+MARKERS = "osD^v<>PX*hp8d"
+COLUMNS = 2
+
+
+def draw(made: Record, out: Path) -> None:
+    """Write `out` with the suffixes .png and .svg."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "kvserve"  # the same picture is the same file
+    from matplotlib import pyplot
+
+    kinds = by_kind(made["cells"])
+    names = list(dict.fromkeys(policy for cells in kinds.values() for policy in sorted(policies_of(cells))))
+    colours = {name: pyplot.get_cmap("tab20")(i % 20) for i, name in enumerate(names)}
+    rows = -(-len(kinds) // COLUMNS)
+    figure, axes = pyplot.subplots(rows, COLUMNS, figsize=(13, 4.6 * rows), squeeze=False, layout="constrained")
+    for panel, (kind, cells) in zip(axes.flat, kinds.items(), strict=False):
+        _panel(panel, kind, cells, names, colours)
+    for panel in axes.flat[len(kinds) :]:
+        panel.axis("off")
+    handles = {
+        label: line for panel in axes.flat for line, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside right upper", frameon=False)
+    for suffix, metadata in ((".png", {}), (".svg", {"Date": None})):
+        figure.savefig(out.with_suffix(suffix), dpi=110, metadata=metadata)
+    pyplot.close(figure)
+
+
+def _panel(panel: Any, kind: Any, cells: list[Record], names: list[str], colours: dict[str, Any]) -> None:
+    task, form, length, protocol = kind
+    for policy in policies_of(cells):
+        found = sorted((cell["bytes"], cell["score"]) for cell in cells if cell["policy"] == policy)
+        mean = [100 * score["mean"] for _, score in found]
+        if policy == FULL:
+            panel.axhline(mean[0], color="black", linewidth=1, label=FULL)
+            continue
+        colour, line = STYLES.get(policy, (colours[policy], "-"))
+        errors = [[100 * (s["mean"] - s["low"]) for _, s in found], [100 * (s["high"] - s["mean"]) for _, s in found]]
+        marker = MARKERS[names.index(policy) % len(MARKERS)]
+        style = {"color": colour, "linestyle": line, "marker": marker, "markersize": 4, "linewidth": 1.3}
+        panel.errorbar([100 * held for held, _ in found], mean, errors, elinewidth=0.5, label=policy, **style)
+    panel.set_title(f"{task}, {length} tokens, {form}, {protocol}", fontsize=10)
+    panel.set_xlabel("bytes held at the end, % of uncompressed")
+    panel.set_ylabel("right steps, %" if task == "chain" else "exact match, %")
+    panel.set_ylim(-3, 103)
+    panel.grid(alpha=0.25)

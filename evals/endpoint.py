@@ -1,0 +1,130 @@
+"""The server that is asked, through the official client."""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+from openai import AsyncOpenAI, BadRequestError
+
+from evals.items import Item
+from evals.protocols import Sizes
+
+TOP = 20
+"""Most likely tokens whose log-probabilities are asked for; the rest counts as one."""
+
+
+class Refused(Exception):
+    """The server refused a request; the message says why."""
+
+
+@dataclass(frozen=True)
+class Sized:
+    """An item in the tokens of the server's model."""
+
+    item: Item
+    prompt: list[int]
+    answer: list[int]
+    context: int  # tokens of the prompt before the question
+
+    @property
+    def sizes(self) -> Sizes:
+        return Sizes(len(self.prompt), self.context)
+
+
+@dataclass(frozen=True)
+class Said:
+    """An answer, and what was kept of its cache, as shares of what would have been without compression."""
+
+    text: str
+    kept: float
+    bytes: float
+
+
+Tops = list[dict[int, float]]
+"""For each token of an answer: log-probabilities of the most likely tokens there, and of the token itself."""
+
+
+class Endpoint:
+    """Asks one model of one server."""
+
+    def __init__(self, url: str, model: str, key: str = "-") -> None:
+        self.model = model
+        self._client = AsyncOpenAI(base_url=f"{url.rstrip('/')}/v1", api_key=key, timeout=600, max_retries=2)
+        self._root = url.rstrip("/")
+
+    async def served(self) -> str:
+        """The first model that the server names."""
+        return (await self._client.models.list()).data[0].id
+
+    async def policies(self) -> dict[str, dict[str, Any]]:
+        """The installed policies by name."""
+        found = await self._client.get("/kv/policies", cast_to=object)
+        return {card["name"]: card for card in found["data"]}  # type: ignore[index]
+
+    async def sized(self, item: Item) -> Sized:
+        """An item with its tokens. The context's are those that it and the whole prompt begin with alike."""
+        if item.form == "chat":
+            whole = await self._tokens(messages=item.messages)
+            before = await self._tokens(
+                messages=[{"role": "user", "content": item.context}], add_generation_prompt=False
+            )
+        else:
+            whole = await self._tokens(prompt=item.prompt)
+            before = await self._tokens(prompt=item.context)
+        answer = await self._tokens(prompt=item.answer, add_special_tokens=False)
+        same = next((i for i, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), len(before))
+        return Sized(item, whole, answer, same)
+
+    async def answer(self, sized: Sized, policy: Any) -> Said:
+        """Greedy, as many tokens as the answer has; in a chat one more, to end it. Raises Refused."""
+        item = sized.item
+        common: dict[str, Any] = {"model": self.model, "temperature": 0, "extra_body": _extra(policy)}
+        try:
+            if item.form == "chat":
+                chat: Any = await self._client.chat.completions.create(
+                    messages=cast("Any", item.messages), max_completion_tokens=len(sized.answer) + 1, **common
+                )
+                return _said(chat.choices[0].message.content or "", chat.usage)
+            plain: Any = await self._client.completions.create(
+                prompt=item.prompt, max_tokens=len(sized.answer), **common
+            )
+            return _said(plain.choices[0].text, plain.usage)
+        except BadRequestError as error:
+            raise Refused(error.message) from None
+
+    async def forced(self, sized: Sized, policy: Any) -> Tops:
+        """What the model thinks at each token of the answer, all of them given. Raises Refused.
+
+        The answer is the end of the prompt here; a policy acts `at` a token before it, else it would see it.
+        """
+        policy = policy if isinstance(policy, str) else {"at": len(sized.prompt), **policy}
+        try:
+            done: Any = await self._client.completions.create(
+                model=self.model,
+                prompt=sized.prompt + sized.answer,
+                max_tokens=1,
+                temperature=0,
+                extra_body={"prompt_logprobs": TOP, **_extra(policy)},
+            )
+        except BadRequestError as error:
+            raise Refused(error.message) from None
+        steps = done.choices[0].prompt_logprobs[-len(sized.answer) :]
+        return [{int(token): found["logprob"] for token, found in step.items()} for step in steps]
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def _tokens(self, **body: Any) -> list[int]:
+        found = await self._client.post(f"{self._root}/tokenize", body={"model": self.model, **body}, cast_to=object)
+        return list(found["tokens"])  # type: ignore[index]
+
+
+def _extra(policy: Any) -> dict[str, Any]:
+    return {"kv_policy": policy}
+
+
+def _said(text: str, usage: Any) -> Said:
+    kept = (usage.model_extra or {}).get("kv_cache") if usage else None
+    if kept is None:
+        return Said(text, 1.0, 1.0)
+    shares = kept["kept_tokens"] / max(1, kept["logical_tokens"]), kept["resident_bytes"] / max(1, kept["full_bytes"])
+    return Said(text, *shares)

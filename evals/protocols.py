@@ -1,0 +1,63 @@
+"""When a policy acts and what it may forget, as parameters of a request."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+SLACK = 32
+"""While generating, compact this often: answers here are hundreds of tokens long, not thousands."""
+
+PROTOCOLS = {
+    "inside": "the prompt is compacted at its end, so the policy sees the question; generated tokens stay",
+    "after": "the context is compacted before the question is read; question and generated tokens stay",
+    "decode": "the whole prompt stays; beside it, `budget` of the generated tokens",
+    "decode-open": "the prompt is not compacted at its end, but its tokens compete with the generated ones: its length "
+    "+ `budget` stay",
+    "both": "the prompt is compacted at its end, and all that is held again while generating",
+}
+RELATIVE = ("inside", "after", "both")
+"""Protocols in which a budget may be a fraction of the tokens seen; in the others it is a number of tokens."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Tokens of one item's prompt, and of the context in it."""
+
+    prompt: int
+    context: int
+
+
+class Unsuitable(ValueError):
+    """A protocol that a policy has no parameters for."""
+
+
+def kv_policy(
+    protocol: str, fields: Mapping[str, Any], known: Mapping[str, Any], budget: float, sizes: Sizes, number: int = 0
+) -> dict[str, Any]:
+    """What to send for the policy `fields`, whose parameters are `known`; what it names itself stays.
+
+    number: of the item; a policy that draws lots draws others for each. Raises Unsuitable.
+    """
+    made: dict[str, Any] = {"protect_prompt": protocol == "decode", "seed": number}
+    made |= _prompt(sizes, protocol, budget) if protocol in ("inside", "after") else {"decode": True, "slack": SLACK}
+    if protocol == "decode":
+        made |= _protected(fields, known, int(budget), sizes.prompt)
+    elif protocol == "decode-open":
+        made |= {"budget": sizes.prompt + int(budget)}
+    else:
+        made |= {"budget": budget}
+    return {**{name: value for name, value in made.items() if name in known}, **fields}
+
+
+def _prompt(sizes: Sizes, protocol: str, budget: float) -> dict[str, Any]:
+    return {"decode": False, **({"at": sizes.context} if protocol == "after" else {})}
+
+
+def _protected(fields: Mapping[str, Any], known: Mapping[str, Any], budget: int, prompt: int) -> dict[str, Any]:
+    """Keep the prompt as the policy itself does, or else as sinks; what it has shares of, it shares out beside it."""
+    if "protect_prompt" in known:
+        return {"budget": budget}
+    if "sinks" not in known:
+        raise Unsuitable(f"{fields['name']!r} has no parameter that protects the prompt")
+    share: float = known["recent_share"]["default"] * budget / (prompt + budget) if "recent_share" in known else 0.0
+    return {"budget": prompt + budget, "sinks": prompt, "recent_share": share}

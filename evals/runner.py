@@ -1,0 +1,116 @@
+"""Asking every question of a plan, many at a time."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from evals import items
+from evals.book import Book
+from evals.cells import FULL, Cell, Contestant, Section
+from evals.endpoint import Endpoint, Refused, Sized, Tops
+from evals.forced import forced
+from evals.oracle import Oracle
+from evals.protocols import Unsuitable, kv_policy
+from evals.scorers import score
+
+ITEMS_AT_ONCE = 8  # the more, the more prompts the server's prefix cache must hold
+
+
+class Runner:
+    """One run; what it finds goes into the book."""
+
+    def __init__(
+        self,
+        sections: Sequence[Section],
+        contestants: Sequence[Contestant],
+        cards: dict[str, dict[str, Any]],
+        endpoint: Endpoint,
+        book: Book,
+        count: int,
+        seed: int,
+        requests_at_once: int,
+        oracle: Oracle | None,
+    ) -> None:
+        self._sections, self._endpoint, self._book = sections, endpoint, book
+        self._contestants = {each.label: each for each in contestants}
+        self._cards = cards
+        self._count, self._seed = count, seed
+        self._oracle = oracle
+        self._gate = asyncio.Semaphore(requests_at_once)
+        self._bar: tqdm[Any] = tqdm(unit="answer", smoothing=0.05)
+
+    async def run(self) -> None:
+        """Ask all that the book does not have yet."""
+        self._bar.reset(total=sum(self._size(section) for section in self._sections))
+        world = items.world()
+        with self._bar:
+            for section in self._sections:
+                for task, form, length in section.kinds():
+                    drawn = items.drawn(world, task, form, length, self._count, self._seed)
+                    waiting = iter(drawn)
+                    async with asyncio.TaskGroup() as group:
+                        for _ in range(ITEMS_AT_ONCE):
+                            group.create_task(self._some(section, waiting))
+
+    def _size(self, section: Section) -> int:
+        cells = sum(len(list(section.cells(kind, list(self._contestants)))) for kind in section.kinds())
+        return cells * self._count * (2 if section.forced else 1)
+
+    async def _some(self, section: Section, waiting: Any) -> None:
+        """Take items until none is left."""
+        for item in waiting:
+            kind = (item.task, item.form, item.length)
+            cells = list(section.cells(kind, list(self._contestants)))
+            asked = [(cell, how) for cell in cells for how in ((False, True) if section.forced else (False,))]
+            todo = [(cell, how) for cell, how in asked if not self._book.has(cell, item.number, how)]
+            self._bar.update(len(asked) - len(todo))
+            if todo:
+                await self._item(await self._endpoint.sized(item), todo)
+
+    async def _item(self, sized: Sized, todo: Sequence[tuple[Cell, bool]]) -> None:
+        """All that is to be asked about one item; first what the full cache thinks, to hold others against."""
+        full = await self._forced(sized, FULL) if any(how for _, how in todo) else None
+        if self._oracle is not None and any(self._contestants[cell.policy].name == "oracle" for cell, _ in todo):
+            await asyncio.to_thread(self._oracle.look, sized)
+        async with asyncio.TaskGroup() as group:
+            for cell, how in todo:
+                group.create_task(self._cell(sized, cell, full if how else None))
+
+    async def _cell(self, sized: Sized, cell: Cell, full: Tops | None) -> None:
+        """One answer of one cell: given if `full` says what to hold it against, else generated."""
+        item = sized.item
+        try:
+            policy = self._policy(sized, cell)
+            if self._book.has(cell, item.number, full is not None):
+                pass  # refused meanwhile
+            elif full is not None:
+                tops = full if policy == FULL else await self._forced(sized, policy)
+                self._book.force(cell, item.number, forced(tops, full, sized.answer))
+            else:
+                async with self._gate:
+                    said = await self._endpoint.answer(sized, policy)
+                self._book.score(cell, item.number, score(item.task, said.text, item.answer), said.kept, said.bytes)
+        except (Refused, Unsuitable) as error:
+            self._book.refuse(cell, str(error))
+        self._bar.update()
+
+    async def _forced(self, sized: Sized, policy: Any) -> Tops:
+        async with self._gate:
+            return await self._endpoint.forced(sized, policy)
+
+    def _policy(self, sized: Sized, cell: Cell) -> Any:
+        """What to send in a cell. Raises Unsuitable."""
+        fields = self._contestants[cell.policy].fields
+        if fields["name"] == FULL:
+            return FULL
+        card = self._cards.get(fields["name"])
+        if card is None:
+            raise Unsuitable(f"{fields['name']!r} is not installed on this server")
+        if card["supported"] is False and len(fields) == 1:
+            raise Unsuitable(card["reason"])
+        if fields["name"] == "oracle":
+            fields = {**fields, "item": Oracle.name(sized.item)}
+        known = card["parameters"]["properties"]
+        return kv_policy(cell.protocol, fields, known, cell.budget, sized.sizes, sized.item.number)
