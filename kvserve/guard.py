@@ -28,6 +28,7 @@ def _overridden() -> dict[Any, str]:
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager, SingleTypeKVCacheManager
     from vllm.v1.engine.input_processor import InputProcessor
+    from vllm.v1.engine.output_processor import OutputProcessor
     from vllm.v1.worker.block_table import BlockTable
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
@@ -52,6 +53,9 @@ def _overridden() -> dict[Any, str]:
         AttentionMetadataBuilder.build: "self common_prefix_len common_attn_metadata fast_build",
         InputProcessor.process_inputs: "self request_id prompt params supported_tasks arrival_time lora_request "
         "tokenization_kwargs trace_headers priority data_parallel_rank resumable session_id kv_hints",
+        OutputProcessor.process_outputs: "self engine_core_outputs engine_core_timestamp iteration_stats "
+        "weight_version",
+        OutputProcessor.do_tracing: "self engine_core_output req_state iteration_stats",
     }
 
 

@@ -115,7 +115,9 @@ class _Compressing:
         for output in outputs:
             tracked = self.kv_requests.get(output.request_id)
             request = self.requests.get(output.request_id)  # type: ignore[attr-defined]
-            if tracked is not None and tracked.call and request is not None and request.sampling_params.stop:
+            if tracked is None or tracked.call is None or request is None:
+                continue
+            if request.sampling_params.stop:
                 output.kv_transfer_params = _record(tracked, self.kv.outcome(request, tracked))
 
     # -- it ends -------------------------------------------------------------------------------------
@@ -166,4 +168,6 @@ class KVScheduler(Scheduler):
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         vllm_config = kwargs["vllm_config"] if "vllm_config" in kwargs else args[0]
         chosen = KVAsyncScheduler if vllm_config.scheduler_config.async_scheduling else KVSyncScheduler
+        if vllm_config.parallel_config._api_process_count > 1:
+            kwargs["log_stats"] = True  # as with one, where a stat logger plug-in overrules --disable-log-stats
         return chosen(*args, **kwargs)

@@ -29,6 +29,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self._calls: dict[str, dict[str, dict[str, Any]]] = {}
+        self.passing: dict[str, dict[str, Any]] = {}  # by request, of the outputs that vLLM is processing now
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -67,6 +68,7 @@ class Ledger:
         """File the record of one EngineCoreOutput and remove it, so that it never reaches a client."""
         params = output.kv_transfer_params
         if params and RECORD in params:
+            self.passing[output.request_id] = params[RECORD]
             self.file(output.request_id, params[RECORD])
             output.kv_transfer_params = {k: v for k, v in params.items() if k != RECORD} or None
 
@@ -77,6 +79,7 @@ class Ledger:
             return
 
         def process_outputs(engine_core_outputs: list[Any], *args: Any, **kwargs: Any) -> Any:
+            self.passing.clear()
             for output in engine_core_outputs:
                 self.take(output)
             return process(engine_core_outputs, *args, **kwargs)

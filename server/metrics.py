@@ -141,7 +141,7 @@ def _join_multiprocess(ours: Collector) -> None:
         yield from stock(self)
         yield from ours.collect()
 
-    MultiProcessCollector.collect = collect
+    MultiProcessCollector.collect = collect  # type: ignore[method-assign]
 
 
 class KVStatLogger(StatLoggerBase):

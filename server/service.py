@@ -35,6 +35,7 @@ class Service:
         board.serves(config, on)
         if on:
             service.ledger.watch(engine_client.output_processor)
+            _trace(engine_client.output_processor, service.ledger)
             _observe(board)
         return service
 
@@ -43,6 +44,13 @@ def _facts(vllm_config: Any) -> Any:
     from kvserve.frontend import facts  # imports vLLM's engine, which a server without kvserve does not need
 
     return facts(vllm_config)
+
+
+def _trace(output_processor: Any, ledger: Ledger) -> None:
+    if output_processor.tracing_enabled:
+        from server.tracing import attach  # imports OpenTelemetry, which vLLM needs for nothing else
+
+        attach(output_processor, ledger)
 
 
 def _observe(to: Board) -> None:

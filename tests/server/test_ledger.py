@@ -50,6 +50,7 @@ def test_unknown_and_closed_calls_file_nothing() -> None:
     ledger = Ledger()
     ledger.file("a", _record(None))
     ledger.file("a", _record("somebody else's"))
+    ledger.file("a", _record(""))  # for its span only
     call = ledger.open()
     ledger.close(call)
     ledger.file("a", _record(call))

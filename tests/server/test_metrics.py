@@ -1,17 +1,21 @@
 """What /metrics shows, from made-up snapshots."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 
 import server.metrics
 from kvserve.errors import PolicyError
 from kvserve.stats import SECONDS, SHARES, EngineTotals, load
 from server.board import Board
-from server.metrics import KVStatLogger, export
+from server.metrics import KVCollector, KVStatLogger, export
 
 CONTRACT = {
     "kvserve_requests_total": "counter",
@@ -135,6 +139,45 @@ def test_without_kvserve_only_the_build_is_shown() -> None:
     board = Board()
     board.serves(OFF, False)
     assert {name for name, *_ in _samples(board)} == {"kvserve_build_info"}
+
+
+def test_before_the_first_report_there_are_zeros_and_no_pool(board: Board) -> None:
+    samples = _samples(board)
+    assert samples["kvserve_kv_bytes", "m", "resident"] == 0
+    assert samples["kvserve_preemptions_avoided_total", "m"] == 0
+    assert ("kvserve_kv_pool_bytes", "m") not in samples
+
+
+def test_a_scrape_while_engines_report(board: Board) -> None:
+    """vLLM scrapes in a thread of its own; new engines, policies and reasons may appear meanwhile."""
+    stop = threading.Event()
+
+    def scrape() -> int:
+        scrapes = 0
+        while not stop.is_set():
+            _samples(board)
+            scrapes += 1
+        return scrapes
+
+    with ThreadPoolExecutor(1) as pool:
+        scraping = pool.submit(scrape)
+        for engine in range(300):
+            _post(board, engine)
+            board.begin()
+            board.reject(PolicyError("x", reason=f"reason {engine}"))
+        stop.set()
+        assert scraping.result() > 0
+    assert _samples(board)["kvserve_requests_total", "m", "streaming"] == 900
+
+
+def test_shown_where_processes_share_a_folder(board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each scrape then makes a registry with nothing but a MultiProcessCollector in it."""
+    monkeypatch.setattr(MultiProcessCollector, "collect", MultiProcessCollector.collect)
+    server.metrics._join_multiprocess(KVCollector(board))
+    _post(board)
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, str(tmp_path))
+    assert b'kvserve_requests_total{model_name="m",policy="streaming"} 3.0' in generate_latest(registry)
 
 
 def test_stat_logger_may_be_made_many_times(monkeypatch: pytest.MonkeyPatch, board: Board) -> None:
