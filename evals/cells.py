@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 FULL, RANDOM, ORACLE = "full", "random", "oracle"
 BRACKETS = (FULL, ORACLE, RANDOM)
+TOP = 20
+"""Most likely tokens whose log-probabilities are asked for; all others count as one."""
 
 
 class Cell(NamedTuple):
@@ -54,7 +56,7 @@ class Section:
     lengths: tuple[int, ...]
     protocols: tuple[str, ...]
     budgets: tuple[float, ...]
-    forced: bool = False  # also teacher-forced: NLL, KL and agreement
+    forced: int = 0  # also teacher-forced, over this many most likely tokens: NLL, KL and agreement
     forms: tuple[str, ...] = ("completion",)
 
     def kinds(self) -> Iterator[tuple[str, str, int]]:
@@ -80,12 +82,14 @@ class Section:
 
 SHARES = (0.5, 0.33, 0.25, 0.2, 0.125, 0.1)
 SHORT = (
-    Section(("niah",), (512,), ("inside", "after"), SHARES),
-    Section(("vt",), (512,), ("inside",), (0.5, 0.25, 0.125)),
-    Section(("chain",), (384,), ("decode", "both"), (64, 128)),
+    Section(("niah",), (512,), ("inside",), SHARES),
+    Section(("niah",), (512,), ("after",), (0.5, 0.25, 0.125)),
+    Section(("chain",), (256,), ("decode",), (64,)),
+    Section(("vt",), (512,), ("inside",), (0.5, 0.25)),
+    Section(("niah",), (512,), ("inside",), (0.25,), forced=5),
 )
 LONG = (
-    Section(("niah", "niah_free", "vt", "quote", "mqar"), (512, 1024, 2000), ("inside", "after"), SHARES, forced=True),
+    Section(("niah", "niah_free", "vt", "quote", "mqar"), (512, 1024, 2000), ("inside", "after"), SHARES, forced=TOP),
     Section(("niah", "vt"), (1024,), ("inside",), SHARES, forms=("chat",)),
-    Section(("chain",), (512, 1024), ("decode", "decode-open", "both"), (64, 128, 256), forced=True),
+    Section(("chain",), (512, 1024), ("decode", "decode-open", "both"), (64, 128, 256), forced=TOP),
 )

@@ -17,7 +17,7 @@ from openai import OpenAIError
 from bench.machine import about
 from evals import curves, report
 from evals.book import Book, OtherSettings
-from evals.cells import FULL, LONG, ORACLE, RANDOM, SHARES, SHORT, Contestant, Section
+from evals.cells import FULL, LONG, ORACLE, RANDOM, SHARES, SHORT, TOP, Contestant, Section
 from evals.endpoint import Endpoint
 from evals.items import ASKED
 from evals.protocols import PROTOCOLS, RELATIVE
@@ -126,7 +126,7 @@ def chosen(argv: Sequence[str]) -> Chosen:
         tuple(single["lengths"] or (512,)),
         tuple(single["protocol"] or ("inside",)),
         tuple(single["budgets"] or SHARES),
-        args.forced,
+        TOP * args.forced,
         tuple(single["forms"] or ("completion",)),
     )
     _check(made, section)

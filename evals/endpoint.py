@@ -8,9 +8,6 @@ from openai import AsyncOpenAI, BadRequestError
 from evals.items import Item
 from evals.protocols import Sizes
 
-TOP = 20
-"""Most likely tokens whose log-probabilities are asked for; the rest counts as one."""
-
 
 class Refused(Exception):
     """The server refused a request; the message says why."""
@@ -91,23 +88,20 @@ class Endpoint:
         except BadRequestError as error:
             raise Refused(error.message) from None
 
-    async def forced(self, sized: Sized, policy: Any) -> Tops:
+    async def forced(self, sized: Sized, policy: Any, top: int) -> Tops:
         """What the model thinks at each token of the answer, all of them given. Raises Refused.
 
-        The answer is the end of the prompt here; a policy acts `at` a token before it, else it would see it.
+        The answer is the end of the prompt here; a policy acts `at` a token before it, else it would see it. vLLM
+        answers for every token of the prompt, so the body is read as plain JSON.
         """
         policy = policy if isinstance(policy, str) else {"at": len(sized.prompt), **policy}
         try:
-            done: Any = await self._client.completions.create(
-                model=self.model,
-                prompt=sized.prompt + sized.answer,
-                max_tokens=1,
-                temperature=0,
-                extra_body={"prompt_logprobs": TOP, **_extra(policy)},
-            )
+            body = {"model": self.model, "prompt": sized.prompt + sized.answer, "max_tokens": 1, "temperature": 0}
+            body |= {"prompt_logprobs": top, **_extra(policy)}
+            done: Any = await self._client.post("/completions", body=body, cast_to=object)
         except BadRequestError as error:
             raise Refused(error.message) from None
-        steps = done.choices[0].prompt_logprobs[-len(sized.answer) :]
+        steps = done["choices"][0]["prompt_logprobs"][-len(sized.answer) :]
         return [{int(token): found["logprob"] for token, found in step.items()} for step in steps]
 
     async def close(self) -> None:

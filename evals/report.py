@@ -100,8 +100,8 @@ def markdown(made: Record) -> str:
 _FORCED = {
     "nll": ("Teacher-forced: negative log-likelihood of the answer's tokens, nats per token.", 1),
     "kl": (
-        "Teacher-forced: KL divergence from the full cache's next-token distribution, nats per token, over the 20 most "
-        "likely tokens and the rest as one (a lower bound).",
+        "Teacher-forced: KL divergence from the full cache's next-token distribution, nats per token, over the most "
+        "likely tokens of both and all others as one (a lower bound).",
         1,
     ),
     "agreement": ("Teacher-forced: tokens of the answer whose most likely choice is the full cache's, %.", 100),

@@ -67,18 +67,18 @@ class Runner:
             todo = [(cell, how) for cell, how in asked if not self._book.has(cell, item.number, how)]
             self._bar.update(len(asked) - len(todo))
             if todo:
-                await self._item(await self._endpoint.sized(item), todo)
+                await self._item(section, await self._endpoint.sized(item), todo)
 
-    async def _item(self, sized: Sized, todo: Sequence[tuple[Cell, bool]]) -> None:
+    async def _item(self, section: Section, sized: Sized, todo: Sequence[tuple[Cell, bool]]) -> None:
         """All that is to be asked about one item; first what the full cache thinks, to hold others against."""
-        full = await self._forced(sized, FULL) if any(how for _, how in todo) else None
+        full = await self._forced(sized, FULL, section.forced) if any(how for _, how in todo) else None
         if self._oracle is not None and any(self._contestants[cell.policy].name == "oracle" for cell, _ in todo):
             await asyncio.to_thread(self._oracle.look, sized)
         async with asyncio.TaskGroup() as group:
             for cell, how in todo:
-                group.create_task(self._cell(sized, cell, full if how else None))
+                group.create_task(self._cell(sized, cell, full if how else None, section.forced))
 
-    async def _cell(self, sized: Sized, cell: Cell, full: Tops | None) -> None:
+    async def _cell(self, sized: Sized, cell: Cell, full: Tops | None, top: int) -> None:
         """One answer of one cell: given if `full` says what to hold it against, else generated."""
         item = sized.item
         try:
@@ -86,7 +86,7 @@ class Runner:
             if self._book.has(cell, item.number, full is not None):
                 pass  # refused meanwhile
             elif full is not None:
-                tops = full if policy == FULL else await self._forced(sized, policy)
+                tops = full if policy == FULL else await self._forced(sized, policy, top)
                 self._book.force(cell, item.number, forced(tops, full, sized.answer))
             else:
                 async with self._gate:
@@ -96,9 +96,9 @@ class Runner:
             self._book.refuse(cell, str(error))
         self._bar.update()
 
-    async def _forced(self, sized: Sized, policy: Any) -> Tops:
+    async def _forced(self, sized: Sized, policy: Any, top: int) -> Tops:
         async with self._gate:
-            return await self._endpoint.forced(sized, policy)
+            return await self._endpoint.forced(sized, policy, top)
 
     def _policy(self, sized: Sized, cell: Cell) -> Any:
         """What to send in a cell. Raises Unsuitable."""

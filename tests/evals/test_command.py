@@ -1,0 +1,43 @@
+"""Mistakes on the command line are named before anything starts."""
+
+import pytest
+
+from evals.cells import LONG, SHARES, SHORT
+from evals.command import chosen, line_up
+from server.cli import main
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--tasks", "poetry"], "argument --tasks: invalid choice: 'poetry'"),
+        (["--budgets", "1.5"], r"1\.5; allowed: a whole number >= 1 or a fraction in \(0, 1\]"),
+        (["--budgets", "0.5", "--protocol", "decode"], r"--budgets 0\.5: protocol decode takes numbers of tokens"),
+        (["--items", "0"], "--items is 0; allowed: 1 or more"),
+        (["--lengths", "100"], "--lengths 100; allowed: 256 or more"),
+        (["--short", "--tasks", "vt"], "--short says what is asked; leave out --tasks"),
+        (["--short", "--forced"], "--short says what is asked; leave out --forced"),
+        (["--policies", '{"window": 3}'], "a policy needs a name"),
+        (["--policies", "{broken"], "--policies: "),
+    ],
+)
+def test_mistakes(argv, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["eval", *argv])
+    assert stop.value.code == 2
+    assert __import__("re").search(message, capsys.readouterr().err)
+
+
+def test_defaults_and_tables():
+    [section] = chosen([]).sections
+    assert (section.tasks, section.protocols, section.budgets) == (("niah",), ("inside",), SHARES)
+    assert chosen(["--short"]).sections == SHORT
+    assert chosen(["--long"]).sections == LONG
+
+
+def test_line_up():
+    cards = dict.fromkeys(["full", "knorm", "oracle", "random", "snapkv"])
+    assert [each.label for each in line_up([], cards, True)] == ["full", "random", "oracle", "knorm", "snapkv"]
+    some = chosen(["--policies", "random", "snapkv", '{"name": "snapkv", "window": 8}']).given
+    labels = [each.label for each in line_up(some, cards, False)]
+    assert labels == ["full", "random", "snapkv", "snapkv window=8"]

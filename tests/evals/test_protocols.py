@@ -1,0 +1,77 @@
+"""What is sent in each protocol is what its text says, for every installed policy."""
+
+import pytest
+
+from evals.protocols import PROTOCOLS, SLACK, Sizes, Unsuitable, kv_policy
+from kvserve import registry, request
+from kvserve.policy import Moment
+
+NAMES = [name for name, cls in registry.installed().items() if cls.compresses]
+SIZES = Sizes(prompt=400, context=385)
+
+
+def policy(name, protocol, budget, **more):
+    known = registry.get(name).model_json_schema()["properties"]
+    return request.parse(kv_policy(protocol, {"name": name, **more}, known, budget, SIZES, 3))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_inside(name):
+    made = policy(name, "inside", 0.25)
+    assert made.due(Moment(400, 400, "prefilled", 400)) == 100
+    assert (made.at, made.decode) == (None, False)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_after(name):
+    made = policy(name, "after", 0.2)
+    assert made.due(Moment(385, 385, "prefilled", 385)) == 77
+    assert (made.at, made.decode) == (385, False)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_decode_keeps_the_prompt(name):
+    made = policy(name, "decode", 64)
+    assert made.due(Moment(400, 400, "prefilled", 400)) is None
+    assert made.target(600, 400) == 464
+    assert getattr(made, "protect_prompt", False) or made.sinks == 400
+
+
+def test_decode_leaves_h2o_its_share():
+    made = policy("h2o", "decode", 64)
+    assert made.recent_share * 464 == pytest.approx(32)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_decode_open_protects_nothing(name):
+    made = policy(name, "decode-open", 64)
+    assert made.due(Moment(400, 400, "prefilled", 400)) is None
+    assert made.target(600, 400) == 464
+    assert not getattr(made, "protect_prompt", False) and getattr(made, "sinks", 0) < 5
+    assert made.due(Moment(576, 576, "decode", 400)) in (464, 576 - 232)  # scissorhands drops half
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both(name):
+    made = policy(name, "both", 64)
+    assert made.due(Moment(400, 400, "prefilled", 400)) == 64
+    assert made.due(Moment(416, 96, "decode", 400)) is not None
+    assert made.slack == SLACK
+
+
+def test_what_a_contestant_names_itself_stays():
+    assert policy("snapkv", "inside", 0.25, window=8, decode=True).decode
+    assert policy("snapkv", "inside", 0.25, window=8).window == 8
+
+
+def test_lots_are_drawn_anew_for_each_item():
+    assert policy("random", "inside", 0.25).seed == 3
+
+
+def test_a_policy_without_sinks_cannot_protect_a_prompt():
+    with pytest.raises(Unsuitable, match="'third' has no parameter that protects the prompt"):
+        kv_policy("decode", {"name": "third"}, {"budget": {}, "decode": {}}, 64, SIZES)
+
+
+def test_every_protocol_is_tested():
+    assert set(PROTOCOLS) == {"inside", "after", "decode", "decode-open", "both"}

@@ -1,0 +1,66 @@
+"""The table says what the figures say."""
+
+import json
+
+import pytest
+
+from evals import curves, report
+from evals.book import Book
+from evals.cells import Cell
+
+ABOUT = {
+    "commit": "abc",
+    "date": "today",
+    "machine": {"cpu": "a processor", "cores": 2},
+    "versions": {"vllm": "0", "torch": "1"},
+}
+SETTINGS = {"command": "kvserve eval", "model": "mini", "items": 100, "seed": 0, "block": 32}
+RIGHT = {"full": 98, "good": 90, "random": 40, "alike": 42, "bad": 10}
+
+
+@pytest.fixture
+def book(tmp_path):
+    book = Book(tmp_path / "run.jsonl", {}, ABOUT)
+    for policy, right in RIGHT.items():
+        for protocol in ("inside", "after"):
+            cell = Cell("niah", "completion", 512, protocol, policy, 1.0 if policy == "full" else 0.25)
+            for item in range(100):
+                score = float((item * 37) % 100 < right)  # nested: who is better is right wherever the other is
+                book.score(cell, item, score, 0.25, 0.3125)
+    book.refuse(Cell("niah", "completion", 512, "inside", "picky", 0.25), "kv_policy.budget is too small")
+    return book
+
+
+@pytest.fixture
+def made(book):
+    return json.loads(json.dumps(report.report(book, SETTINGS, 60.0)))
+
+
+def test_verdicts_are_of_paired_differences(made):
+    verdicts = {c["policy"]: (c["against_random"] or {}).get("verdict") for c in made["cells"]}
+    assert verdicts == {"full": None, "good": "better", "random": None, "alike": "same", "bad": "worse"}
+
+
+def test_markdown(made):
+    text = report.markdown(made)
+    assert "| good | 90.0 (82.6–94.5) |" in text
+    assert "| alike | 42.0 (32.8–51.8) ≈ |" in text
+    assert "| bad | 10.0 (5.5–17.4) ▼ |" in text
+    assert "`inside`: alike (at no budget better); bad (worse everywhere)" in text
+    assert "| policy | 25 % (31 % of bytes) |" in text
+    assert "- picky, `inside` at 25 %: kv_policy.budget is too small" in text
+    assert "commit abc" in text
+
+
+def test_rows_stand_between_their_brackets(made):
+    inside = [c for c in made["cells"] if c["protocol"] == "inside"]
+    assert report.policies_of(inside) == ["full", "good", "alike", "bad", "random"]
+
+
+def test_curves(made, tmp_path):
+    for again in (1, 2):
+        curves.draw(made, tmp_path / f"run{again}.json")
+    assert (tmp_path / "run1.png").read_bytes()[:4] == b"\x89PNG"
+    svg = (tmp_path / "run1.svg").read_text()
+    assert svg == (tmp_path / "run2.svg").read_text()
+    assert svg.count('id="axes_') == 2
