@@ -68,10 +68,11 @@ class Accounts:
 
     # -- events --------------------------------------------------------------------------------------
 
-    def compacted(self, tracked: Tracked, plans: Sequence[Plan]) -> None:
+    def compacted(self, tracked: Tracked, plans: Sequence[Plan], freed: int) -> None:
         totals = self.totals.of(tracked.policy.name)
         sizes = dict(zip(self.managers, self.bundles, strict=True))
         totals.compactions += 1
+        totals.blocks_freed += freed
         totals.evicted += sum((p.held - p.keep) * sizes[p.group] for p in plans) / sum(self.bundles)
         self._changed = True
 
@@ -123,7 +124,6 @@ class Accounts:
         if tracked is None:
             return None
         outcome = self.outcome(request, tracked)
-        totals.blocks_freed += tracked.blocks_freed
         if outcome.logical_tokens:
             totals.kept.add(SHARES, outcome.kept_tokens / outcome.logical_tokens)
         return outcome

@@ -10,13 +10,12 @@ from kvserve.policy import Facts
 def facts_of(vllm_config: Any, num_blocks: int | None = None) -> Facts:
     """Facts for `Policy.check` and admission; valid once the engine has sized its cache.
 
-    num_blocks: blocks of this engine's pool; None in the API process, which knows only the sum over
-    data-parallel engines.
+    num_blocks: blocks of this engine's pool; None in an API process, which knows only the sum over its engines.
     """
     cache, parallel = vllm_config.cache_config, vllm_config.parallel_config
     groups = KVOptions.of(vllm_config).groups
     calibration = load_for(vllm_config)
-    blocks = num_blocks or (cache.num_gpu_blocks or 0) // max(1, parallel.data_parallel_size)
+    blocks = num_blocks or (cache.num_gpu_blocks or 0) // _engines(parallel)
     return Facts(
         num_layers=vllm_config.model_config.get_num_layers(parallel),
         groups=groups,
@@ -28,6 +27,12 @@ def facts_of(vllm_config: Any, num_blocks: int | None = None) -> Facts:
         calibrated=calibration.parts if calibration else (),
         rotary=_rotary(vllm_config.model_config.hf_text_config),
     )
+
+
+def _engines(parallel: Any) -> int:
+    """How many an API process talks to: all that are data-parallel, or the local ones where others balance the load."""
+    local = getattr(parallel, "local_engines_only", False)
+    return max(1, int(parallel.data_parallel_size_local if local else parallel.data_parallel_size))
 
 
 def _rotary(config: Any) -> bool:

@@ -83,7 +83,7 @@ class Planner:
     def _compact(self, candidate: _Candidate, keep: int) -> list[Plan]:
         request, known, physical = candidate
         req_id, logical = request.request_id, request.num_computed_tokens
-        plans = []
+        plans, freed = [], 0
         by_group = known.keep_by_group(keep, physical, self._accounts.bundles)
         for (group, manager), count in zip(self._accounts.managers.items(), by_group, strict=True):
             held = manager.physical(req_id, logical)
@@ -93,9 +93,9 @@ class Planner:
             if moved is None:
                 known.overdue = True
                 continue
-            known.blocks_freed += moved.freed
+            freed += moved.freed
             plans.append(Plan(req_id, group, logical, held, count, tuple(moved.src), tuple(moved.dst)))
         if plans:
             known.compactions += 1
-            self._accounts.compacted(known, plans)
+            self._accounts.compacted(known, plans, freed)
         return plans

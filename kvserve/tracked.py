@@ -20,7 +20,6 @@ class Tracked:
     overdue: bool = False  # a due compaction found no destination blocks: try again at the next step
     weights: Sequence[float] | None = None  # each layer's share of the budget, mean 1, as the worker divided it
     compactions: int = 0
-    blocks_freed: int = 0
     merged: float = 0.0  # tokens per layer (mean) that went into others
 
     @classmethod

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 KEY = "test-key"
 MODEL = "kvserve-mini"
-START_SECONDS = 150.0  # about 30 on an idle machine
+START_SECONDS = 300.0  # about 30 on an idle machine
 
 
 class Server:
@@ -55,8 +55,11 @@ def wait_for(condition: Callable[[], bool], seconds: float = 15.0) -> None:
 
 
 @contextmanager
-def serving(log: Path, command: list[str]) -> Iterator[Server]:
-    """Run a console script of this environment with --port and --api-key added, until it is healthy."""
+def serving(log: Path, command: list[str], more: dict[str, str] | None = None) -> Iterator[Server]:
+    """Run a console script of this environment with --port and --api-key added, once it is healthy.
+
+    more: environment variables.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -64,7 +67,7 @@ def serving(log: Path, command: list[str]) -> Iterator[Server]:
     flags = ["--port", str(port), "--api-key", KEY, "--enforce-eager", "--dtype", "float32"]
     environ = {k: v for k, v in os.environ.items() if not k.startswith("VLLM_")}
     environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    environ |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    environ |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", **(more or {})}
     with log.open("w") as out:
         process = subprocess.Popen([script, *command[1:], *flags], stdout=out, stderr=out, env=environ)
     try:
