@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from evals.cells import FULL, ORACLE, RANDOM
-from evals.report import Record, by_kind, policies_of
+from evals.markdown import by_kind, policies_of
+from evals.report import Record
 
 STYLES = {ORACLE: ("black", "--"), RANDOM: ("0.45", ":")}
 MARKERS = "osD^v<>PX*hp8d"

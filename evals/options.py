@@ -1,0 +1,151 @@
+"""The command line of `kvserve eval`."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evals.cells import LONG, SHARES, SHORT, TOP, Contestant, Section
+from evals.items import ASKED
+from evals.protocols import PROTOCOLS, RELATIVE
+from evals.server import BLOCK
+from models.scene import FORMS
+
+DESCRIPTION = "Quality of policies over an OpenAI endpoint; prints a table, writes JSON, Markdown and curves."
+EXAMPLES = """examples:
+  kvserve eval --short                                  the table of the repository, on the embedded model
+  kvserve eval --policies snapkv h2o --budgets 0.25     two policies between full, random and oracle
+  kvserve eval --tasks chain --protocol decode --budgets 64 128 --forced
+  kvserve eval --policies '{"name": "snapkv", "window": 8}' snapkv --budgets 0.1 0.25
+  kvserve eval --base-url http://gpu:8000 --lengths 2000 --out results/gpu.json
+An interrupted run goes on when the same command is given again.
+"""
+TABLES = {"short": SHORT, "long": LONG}
+DESCRIBING = ("tasks", "forms", "lengths", "protocol", "budgets", "forced")
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        "kvserve eval",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    where = made.add_argument_group("who is asked")
+    where.add_argument("--base-url", metavar="URL", help="a running server (default: start one on a free port)")
+    where.add_argument("--api-key", default="-", metavar="KEY", help="for --base-url")
+    where.add_argument("--model", help="a folder to serve (default: the embedded one), or a name at --base-url")
+    where.add_argument("--policies", nargs="+", default=["all"], metavar="NAME|JSON", help="(default: all installed)")
+    what = made.add_argument_group("what is asked")
+    table = what.add_mutually_exclusive_group()
+    table.add_argument("--short", action="store_true", help="the repository's table, a quarter of an hour on 2 cores")
+    table.add_argument("--long", action="store_true", help="all tasks, three lengths, teacher-forced too: many hours")
+    what.add_argument(
+        "--tasks", nargs="+", choices=ASKED, metavar="TASK", help=f"of {', '.join(ASKED)} (default: niah)"
+    )
+    what.add_argument("--forms", nargs="+", choices=FORMS, metavar="FORM", help="completion (default) or chat")
+    what.add_argument("--lengths", nargs="+", type=int, metavar="N", help="tokens of an item (default: 512)")
+    what.add_argument("--protocol", nargs="+", choices=list(PROTOCOLS), metavar="P", help=_protocols())
+    what.add_argument(
+        "--budgets", nargs="+", type=_budget, metavar="B", help="tokens, or shares of them (default: six)"
+    )
+    what.add_argument("--forced", action="store_true", help="also NLL, KL and agreement with the answer given")
+    what.add_argument("--items", type=int, default=200, metavar="N", help="in each cell (default: %(default)s)")
+    what.add_argument("--seed", type=int, default=0, metavar="N", help="of the items (default: %(default)s)")
+    how = made.add_argument_group("how")
+    how.add_argument("--at-once", type=int, default=48, metavar="N", help="requests (default: %(default)s)")
+    how.add_argument("--dtype", default="float32", help="of the server that is started (default: %(default)s)")
+    how.add_argument("--out", type=Path, default=Path("results/quality.json"), help="(default: %(default)s)")
+    how.add_argument("--fresh", action="store_true", help="forget an unfinished run")
+    how.add_argument("--render", action="store_true", help="only write table and curves anew from --out")
+    return made
+
+
+def _protocols() -> str:
+    return "; ".join(f"{name}: {text}" for name, text in PROTOCOLS.items()) + " (default: inside)"
+
+
+def _budget(text: str) -> float:
+    value = int(text) if text.isdigit() else float(text)
+    if value <= 0 or (isinstance(value, float) and value > 1):
+        raise argparse.ArgumentTypeError(f"{text}; allowed: a whole number >= 1 or a fraction in (0, 1]")
+    return value
+
+
+@dataclass
+class Chosen:
+    """A checked command line."""
+
+    args: argparse.Namespace
+    sections: tuple[Section, ...]
+    given: list[Contestant]  # empty: all that are installed
+
+    def settings(self, model: str, contestants: Sequence[Contestant]) -> dict[str, Any]:
+        """What must be the same for an unfinished run to go on."""
+        return {
+            "command": " ".join(["kvserve eval", *self.args.shown]),
+            "model": model,
+            "dtype": self.args.dtype if self.args.base_url is None else None,
+            "block": BLOCK if self.args.base_url is None else None,
+            "items": self.args.items,
+            "seed": self.args.seed,
+            "policies": [each.fields for each in contestants],
+            "sections": [section.record() for section in self.sections],
+        }
+
+
+def chosen(argv: Sequence[str]) -> Chosen:
+    """Parsed and checked; exits with a message that names the flag and what is allowed."""
+    made = parser()
+    args = made.parse_args(argv)
+    args.shown = shown(argv)
+    for flag in ("items", "at_once"):
+        if getattr(args, flag) < 1:
+            made.error(f"--{flag.replace('_', '-')} is {getattr(args, flag)}; allowed: 1 or more")
+    try:
+        given = [] if args.policies == ["all"] else [Contestant.of(text) for text in args.policies]
+    except ValueError as error:
+        made.error(f"--policies: {error}")
+    return Chosen(args, _sections(made, args), given)
+
+
+def _sections(made: argparse.ArgumentParser, args: argparse.Namespace) -> tuple[Section, ...]:
+    """A table of the repository's, or the one that the flags describe."""
+    for name, sections in TABLES.items():
+        if getattr(args, name):
+            if extra := [flag for flag in DESCRIBING if getattr(args, flag)]:
+                made.error(f"--{name} says what is asked; leave out --{', --'.join(extra)}")
+            return sections
+    section = Section(
+        tuple(args.tasks or ("niah",)),
+        tuple(args.lengths or (512,)),
+        tuple(args.protocol or ("inside",)),
+        tuple(args.budgets or SHARES),
+        TOP * args.forced,
+        tuple(args.forms or ("completion",)),
+    )
+    _check(made, section)
+    return (section,)
+
+
+def shown(argv: Sequence[str]) -> list[str]:
+    """The command line as the report shows it: what decides the result, and no secret."""
+    words = iter(argv)
+    kept = []
+    for word in words:
+        flag, equals, _ = word.partition("=")
+        if flag in ("--api-key", "--out"):
+            _ = equals or next(words, "")
+        elif word != "--fresh":
+            kept.append(word)
+    return kept
+
+
+def _check(made: argparse.ArgumentParser, section: Section) -> None:
+    shares = [budget for budget in section.budgets if isinstance(budget, float)]
+    if shares and (absolute := [p for p in section.protocols if p not in RELATIVE]):
+        made.error(f"--budgets {shares[0]}: protocol {absolute[0]} takes numbers of tokens")
+    if small := [length for length in section.lengths if length < 256]:
+        made.error(f"--lengths {small[0]}; allowed: 256 or more")
