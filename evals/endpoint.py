@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, cast
 
-from openai import AsyncOpenAI, BadRequestError
+from openai import AsyncOpenAI, BadRequestError, NotFoundError
 
 from evals.items import Item
 from evals.protocols import Sizes
@@ -47,14 +47,19 @@ class Endpoint:
         self.model = model
         self._client = AsyncOpenAI(base_url=f"{url.rstrip('/')}/v1", api_key=key, timeout=600, max_retries=2)
         self._root = url.rstrip("/")
+        self._plain = False
 
     async def served(self) -> str:
         """The first model that the server names."""
         return (await self._client.models.list()).data[0].id
 
     async def policies(self) -> dict[str, dict[str, Any]]:
-        """The installed policies by name."""
-        found = await self._client.get("/kv/policies", cast_to=object)
+        """The installed policies by name; none on a server that is not kvserve, which is then sent no policy."""
+        try:
+            found = await self._client.get("/kv/policies", cast_to=object)
+        except NotFoundError:
+            self._plain = True
+            return {}
         return {card["name"]: card for card in found["data"]}  # type: ignore[index]
 
     async def sized(self, item: Item) -> Sized:
@@ -74,7 +79,7 @@ class Endpoint:
     async def answer(self, sized: Sized, policy: Any) -> Said:
         """Greedy, as many tokens as the answer has; in a chat one more, to end it. Raises Refused."""
         item = sized.item
-        common: dict[str, Any] = {"model": self.model, "temperature": 0, "extra_body": _extra(policy)}
+        common: dict[str, Any] = {"model": self.model, "temperature": 0, "extra_body": self._extra(policy)}
         try:
             if item.form == "chat":
                 chat: Any = await self._client.chat.completions.create(
@@ -97,12 +102,15 @@ class Endpoint:
         policy = policy if isinstance(policy, str) else {"at": len(sized.prompt), **policy}
         try:
             body = {"model": self.model, "prompt": sized.prompt + sized.answer, "max_tokens": 1, "temperature": 0}
-            body |= {"prompt_logprobs": top, **_extra(policy)}
+            body |= {"prompt_logprobs": top, **self._extra(policy)}
             done: Any = await self._client.post("/completions", body=body, cast_to=object)
         except BadRequestError as error:
             raise Refused(error.message) from None
         steps = done["choices"][0]["prompt_logprobs"][-len(sized.answer) :]
         return [{int(token): found["logprob"] for token, found in step.items()} for step in steps]
+
+    def _extra(self, policy: Any) -> dict[str, Any]:
+        return {} if self._plain else {"kv_policy": policy}
 
     async def close(self) -> None:
         await self._client.close()
@@ -110,10 +118,6 @@ class Endpoint:
     async def _tokens(self, **body: Any) -> list[int]:
         found = await self._client.post(f"{self._root}/tokenize", body={"model": self.model, **body}, cast_to=object)
         return list(found["tokens"])  # type: ignore[index]
-
-
-def _extra(policy: Any) -> dict[str, Any]:
-    return {"kv_policy": policy}
 
 
 def _said(text: str, usage: Any) -> Said:

@@ -45,6 +45,7 @@ def test_the_report_shows_no_key():
 def test_line_up():
     cards = dict.fromkeys(["full", "knorm", "oracle", "random", "snapkv"])
     assert [each.label for each in line_up([], cards, True)] == ["full", "random", "oracle", "knorm", "snapkv"]
+    assert [each.label for each in line_up([], {}, False)] == ["full"]
     some = chosen(["--policies", "random", "snapkv", '{"name": "snapkv", "window": 8}']).given
     labels = [each.label for each in line_up(some, cards, False)]
     assert labels == ["full", "random", "snapkv", "snapkv window=8"]
