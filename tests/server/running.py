@@ -56,7 +56,17 @@ def wait_for(condition: Callable[[], bool], seconds: float = 15.0) -> None:
 
 @contextmanager
 def serving(log: Path, command: list[str], more: dict[str, str] | None = None) -> Iterator[Server]:
-    """Run a console script of this environment with --port and --api-key added, once it is healthy.
+    """`launched`, once it is healthy."""
+    with launched(log, command, more) as (server, process):
+        wait_until_healthy(server, process, log)
+        yield server
+
+
+@contextmanager
+def launched(
+    log: Path, command: list[str], more: dict[str, str] | None = None
+) -> Iterator[tuple[Server, subprocess.Popen[bytes]]]:
+    """Run a console script of this environment with --port and --api-key added, in a process group of its own.
 
     more: environment variables.
     """
@@ -69,11 +79,9 @@ def serving(log: Path, command: list[str], more: dict[str, str] | None = None) -
     environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     environ |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", **(more or {})}
     with log.open("w") as out:
-        process = subprocess.Popen([script, *command[1:], *flags], stdout=out, stderr=out, env=environ)
+        process = subprocess.Popen([script, *command[1:], *flags], stdout=out, stderr=out, env=environ, process_group=0)
     try:
-        server = Server(port)
-        _wait_until_healthy(server, process, log)
-        yield server
+        yield Server(port), process
     finally:
         process.terminate()
         try:
@@ -82,7 +90,7 @@ def serving(log: Path, command: list[str], more: dict[str, str] | None = None) -
             process.kill()
 
 
-def _wait_until_healthy(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_until_healthy(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end and process.poll() is None:
         try:
