@@ -14,6 +14,9 @@ from kvserve.errors import PolicyError
 from kvserve.terms import Facts, Merged, Moment
 from kvserve.view import LayerView
 
+MOST = 2**31 - 1
+"""Tokens that a budget may be: more than any model reads, and small enough for every wire that the number goes over."""
+
 
 class Policy(BaseModel):
     """Base of all policies: the parameters that all of them have, and when a compaction is due."""
@@ -58,11 +61,11 @@ class Policy(BaseModel):
 
     @model_validator(mode="after")
     def _budget_in_range(self) -> "Policy":
-        low, high = (0, 1) if isinstance(self.budget, float) else (0, math.inf)
+        low, high = (0, 1) if isinstance(self.budget, float) else (0, MOST)
         if not low < self.budget <= high:
             raise PolicyError(
-                f"kv_policy.budget is {self.budget!r}; allowed: a whole number >= 1 (tokens kept per layer) "
-                "or a fraction in (0, 1] (share of the tokens seen)",
+                f"kv_policy.budget is {self.budget!r}; allowed: a whole number >= 1 (tokens kept per layer, "
+                f"at most {MOST}) or a fraction in (0, 1] (share of the tokens seen)",
                 param="kv_policy.budget",
             )
         if isinstance(self.budget, int) and self.budget < self.protected + 1:

@@ -43,6 +43,7 @@ def check(policy: Policy | None, prompt: int, params: SamplingParams, vllm_confi
     known = facts(vllm_config)
     policy = policy or get("full")()
     policy.check(known)
+    _refuse_prompt_logprobs(policy, params)
     if policy.at is not None and policy.at > prompt:
         raise PolicyError(
             f"kv_policy.at is {policy.at}, but the prompt has {prompt} tokens; allowed: 1 to {prompt}",
@@ -50,6 +51,17 @@ def check(policy: Policy | None, prompt: int, params: SamplingParams, vllm_confi
         )
     if params.max_tokens is not None and known.pool_tokens:
         params.max_tokens = fitting(policy, prompt, params.max_tokens, known)
+
+
+def _refuse_prompt_logprobs(policy: Policy, params: SamplingParams) -> None:
+    """Who asks for them wants to know what compression does to them, and it would have done nothing yet."""
+    if params.prompt_logprobs is not None and policy.compresses and policy.at is None:
+        raise PolicyError(
+            f"kv_policy {policy.name!r} cannot be combined with the log-probabilities of the prompt (prompt_logprobs, "
+            "or echo with logprobs): a prompt is read before its cache is compressed, so they would be those of the "
+            "uncompressed model; say with kv_policy.at after how many prompt tokens to compress, or use 'full'",
+            reason="unsupported",
+        )
 
 
 def wrap(process_inputs: Callable[..., Any]) -> Callable[..., Any]:

@@ -52,7 +52,10 @@ def _fields(value: Any) -> dict[str, Any]:
         if text.startswith("{"):
             try:
                 value = json.loads(text)
-            except json.JSONDecodeError as error:
+            except (
+                ValueError,
+                RecursionError,
+            ) as error:  # the latter and numbers too long are valid JSON, but not here
                 raise PolicyError(f"kv_policy is not valid JSON: {error}") from None
         else:
             return _short_form(text)
@@ -86,11 +89,12 @@ def _explained(cls: type[Policy], error: ValidationError) -> PolicyError:
     if isinstance(inner, PolicyError):
         return inner
     field = str(first["loc"][0]) if first["loc"] else ""
+    param = f"kv_policy.{field}" if field else "kv_policy"
     if first["type"] == "extra_forbidden":
         allowed = ", ".join(cls.model_fields) or "none"
-        message = f"kv_policy.{field} is not a parameter of {cls.name!r}; allowed: {allowed}"
+        message = f"{param} is not a parameter of {cls.name!r}; allowed: {allowed}"
     else:
-        message = f"kv_policy.{field} is {first['input']!r}: {first['msg']}"
+        message = f"{param} is {first['input']!r}: {first['msg']}"
         about = cls.model_fields[field].description if field in cls.model_fields else None
         message += f" ({about})" if about else ""
-    return PolicyError(message, param=f"kv_policy.{field}")
+    return PolicyError(message, param=param)

@@ -49,7 +49,7 @@ def _asks(body: bytes) -> bool:
         return False
     try:
         content: Any = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False  # vLLM says what is wrong with it
     return isinstance(content, dict) and content.get(wire.KEY) is not None
 
