@@ -84,7 +84,7 @@ SHARES = (0.5, 0.33, 0.25, 0.2, 0.125, 0.1)
 SHORT = (
     Section(("niah",), (512,), ("inside",), SHARES),
     Section(("niah",), (512,), ("after",), (0.5, 0.25, 0.125)),
-    Section(("chain",), (256,), ("decode",), (64,)),
+    Section(("chain",), (256,), ("both",), (64, 128)),
     Section(("vt",), (512,), ("inside",), (0.5, 0.25)),
     Section(("niah",), (512,), ("inside",), (0.25,), forced=5),
 )

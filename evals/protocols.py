@@ -15,6 +15,8 @@ PROTOCOLS = {
     "+ `budget` stay",
     "both": "the prompt is compacted at its end, and all that is held again while generating",
 }
+SHARES_OF_BUDGET = ("recent_share", "drop")
+"""Parameters that are shares of a budget: where the prompt is protected, of what is beside it."""
 RELATIVE = ("inside", "after", "both")
 """Protocols in which a budget may be a fraction of the tokens seen; in the others it is a number of tokens."""
 
@@ -59,5 +61,6 @@ def _protected(fields: Mapping[str, Any], known: Mapping[str, Any], budget: int,
         return {"budget": budget}
     if "sinks" not in known:
         raise Unsuitable(f"{fields['name']!r} has no parameter that protects the prompt")
-    share: float = known["recent_share"]["default"] * budget / (prompt + budget) if "recent_share" in known else 0.0
-    return {"budget": prompt + budget, "sinks": prompt, "recent_share": share}
+    part = budget / (prompt + budget)
+    shares = {name: known[name]["default"] * part for name in SHARES_OF_BUDGET if name in known}
+    return {"budget": prompt + budget, "sinks": prompt, **shares}

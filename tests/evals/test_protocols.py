@@ -37,9 +37,9 @@ def test_decode_keeps_the_prompt(name):
     assert getattr(made, "protect_prompt", False) or made.sinks == 400
 
 
-def test_decode_leaves_h2o_its_share():
-    made = policy("h2o", "decode", 64)
-    assert made.recent_share * 464 == pytest.approx(32)
+def test_what_is_a_share_of_the_budget_is_one_of_what_is_beside_the_prompt():
+    assert policy("h2o", "decode", 64).recent_share * 464 == pytest.approx(32)
+    assert policy("scissorhands", "decode", 64).due(Moment(500, 465, "decode", 400)) == 465 - 32
 
 
 @pytest.mark.parametrize("name", NAMES)
