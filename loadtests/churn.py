@@ -1,7 +1,6 @@
 """Clients that vanish: generators are killed while their requests run, and nothing of them may stay behind."""
 
-import time
-
+from loadtests.serving import wait
 from loadtests.stage import Stage, say
 
 PART = "churn"
@@ -28,20 +27,10 @@ def _round(stage: Stage) -> None:
     """Start one generator per policy, kill all of them once their requests run."""
     policies, load = stage.sizes.churn_policies, stage.sizes.churn
     say(f"killed while running: {', '.join(policies)}")
-    ended = stage.server.ended()
     runs = [stage.generator.start(policy, load) for policy in policies]
-    running = _wait_for_requests(stage, len(policies))
+    wait(lambda: len({request["policy"] for request in stage.server.stats()["running"]}) == len(policies), PATIENCE)
+    running, ended = stage.server.stats()["requests_running"], stage.server.ended()
     for run in runs:
         run.kill()
     drained = stage.server.wait_until_empty(PATIENCE)
     stage.notes.add(PART, "killed", at_once=running, cancelled=stage.server.ended() - ended, drained_s=drained)
-
-
-def _wait_for_requests(stage: Stage, policies: int) -> int:
-    """Until every policy has a running request, or the patience ends; how many run then."""
-    end = time.monotonic() + PATIENCE
-    while True:
-        running = stage.server.stats()["running"]
-        if len({request["policy"] for request in running}) == policies or time.monotonic() > end:
-            return len(running)
-        time.sleep(0.05)

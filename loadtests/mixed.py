@@ -40,7 +40,7 @@ def _together(stage: Stage, policies: list[str], where: str, alone: dict[str, di
         runs = [stage.generator.start(policy, stage.sizes.mixed, stage.target) for policy in policies]
         found = [run.result() for run in runs]
     stage.server.wait_until_empty()
-    shared = {"at_once": watch.at_once, "preempted": stage.preemptions() - preempted}
+    shared = {"at_once": watch.at_once, "preempted": stage.preemptions() - preempted, "others": watch.others}
     for policy, result in _first(policies, found).items():
         slower = result.tpot_p50_ms / alone[policy]["tpot_p50_ms"]
         all_clients = stage.sizes.mixed.clients * len(policies)

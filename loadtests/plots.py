@@ -1,18 +1,24 @@
 """The curves: throughput and goodput as the pool shrinks, and the soak over time. PNG and SVG, on white."""
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 Record = dict[str, Any]
 
-COLOURS = {"full": "#222222", "streaming": "#0072b2", "random": "#999999", "scissorhands": "#d55e00"}
-OTHER = "#009e73"
+LINES = {
+    "full": ("#222222", "-"),
+    "random": ("#8a8a8a", ":"),
+    "streaming": ("#0072b2", "-"),
+    "scissorhands": ("#d55e00", "-"),
+}
+OTHER = ("#009e73", "-")
 QUANTITIES = {"tokens_per_s": "tokens/s", "goodput": "goodput, requests/s"}
 
 STYLE: Any = {
@@ -77,10 +83,12 @@ def _crossover(curves: dict[str, Points], record: Record) -> Figure:
     grid = figure.subplots(len(QUANTITIES), len(budgets), sharex=True, sharey="row", squeeze=False)
     for row, (quantity, label) in zip(grid, QUANTITIES.items(), strict=True):
         row[0].set_ylabel(label)
+        high = 1.06 * max(point[quantity] for points in curves.values() for point in points.values())
         for axes, budget in zip(row, budgets, strict=True):
             shown = {name: points for name, points in curves.items() if name.partition(":")[2] in ("", budget)}
-            _lines(axes, shown, quantity)
-            axes.set_title(f"budget {budget}" if quantity == "tokens_per_s" else "")
+            _panel(axes, shown, quantity, high)
+    for axes, budget in zip(grid[0], budgets, strict=True):
+        axes.set_title(f"budget {budget}")
     load = record["sizes"]["crossover"]
     for axes in grid[-1]:
         axes.set_xlabel(f"pool, % of what {load['clients']} uncompressed requests need")
@@ -89,43 +97,37 @@ def _crossover(curves: dict[str, Points], record: Record) -> Figure:
     return figure
 
 
-def _lines(axes: Axes, curves: dict[str, Points], quantity: str) -> None:
+def _panel(axes: Axes, curves: dict[str, Points], quantity: str, high: float) -> None:
     ends = {}
     for policy, points in curves.items():
+        name = policy.partition(":")[0]
+        colour, line = LINES.get(name, OTHER)
         shares = sorted(points, reverse=True)
         values = [points[share][quantity] for share in shares]
-        name = policy.partition(":")[0]
-        axes.plot(shares, values, color=_colour(policy), marker="o", markersize=4, linewidth=2, label=name)
-        ends[name] = (shares[-1], values[-1], _colour(policy))
+        axes.plot(shares, values, color=colour, linestyle=line, marker="o", markersize=4, linewidth=2)
+        ends[name] = (values[-1], colour)
     shares = sorted({share for points in curves.values() for share in points})
+    axes.set_xscale("log")
     axes.set_xticks(shares, [f"{share:g}" for share in shares])
-    axes.set_xlim(max(shares) * 1.04, min(shares) - 0.38 * (max(shares) - min(shares)))  # shrinking, and room for names
-    axes.set_ylim(bottom=0)
-    _name(axes, ends)
-
-
-def _name(axes: Axes, ends: dict[str, tuple[float, float, str]]) -> None:
-    """Names beside the ends of their lines, moved apart where they would overlap."""
-    low, high = axes.get_ylim()
-    heights = apart([y for _, y, _ in ends.values()], (high - low) * 0.075)
-    for (name, (x, y, colour)), height in zip(ends.items(), heights, strict=True):
-        axes.annotate(
-            name, (x, y), xytext=(x - 2, height), textcoords="data", color=colour, va="center", ha="left", weight="bold"
-        )
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlim(shares[-1] * 1.07, shares[0] * 0.55)  # shrinking, with room for the names of the lines
+    axes.set_ylim(0, high or 1)
+    heights = apart([y for y, _ in ends.values()], least=0.08 * high)
+    for (name, (_, colour)), height in zip(ends.items(), heights, strict=True):
+        axes.text(shares[0] * 0.96, max(height, 0.04 * high), name, color=colour, va="center", weight="bold")
 
 
 def apart(heights: Sequence[float], least: float) -> list[float]:
-    """The same heights, moved so that any two are at least so far from each other."""
+    """The same heights in the same order, moved as little as needed for any two to be `least` apart."""
     order = sorted(range(len(heights)), key=lambda n: heights[n])
-    placed = list(heights)
-    for below, above in pairwise(order):
-        placed[above] = max(placed[above], placed[below] + least)
-    shift = sum(p - h for p, h in zip(placed, heights, strict=True)) / max(1, len(placed))
-    return [p - shift for p in placed]
-
-
-def _colour(policy: str) -> str:
-    return COLOURS.get(policy.partition(":")[0], OTHER)
+    groups: list[list[float]] = []  # of neighbours that touch: what their places would be, each less its rank's share
+    for rank, n in enumerate(order):
+        groups.append([heights[n] - rank * least])
+        while len(groups) > 1 and fmean(groups[-2]) > fmean(groups[-1]):
+            groups[-2:] = [groups[-2] + groups[-1]]
+    places = [fmean(group) for group in groups for _ in group]
+    moved = {n: place + rank * least for rank, (n, place) in enumerate(zip(order, places, strict=True))}
+    return [moved[n] for n in range(len(heights))]
 
 
 # -- the soak -----------------------------------------------------------------------------------------
@@ -143,6 +145,7 @@ def _soak(course: Sequence[Record]) -> Figure:
     above.set_ylabel("resident memory, MiB")
     above.set_ylim(bottom=0)
     below.fill_between(seconds, [s["resident_bytes"] / 2**20 for s in course], color="#0072b2", alpha=0.35, step="post")
+    below.set_ylim(bottom=0)
     below.set_ylabel("KV blocks held, MiB")
     below.set_xlabel("seconds")
     above.set_title("Soak: memory of the server, and of its requests")

@@ -27,6 +27,7 @@ COLUMNS = {
     "cancelled": ("cancelled", 1.0, 0),
     "drained_s": ("drained s", 1.0, 2),
     "failed": ("failed", 1.0, 0),
+    "others": ("others' CPU %", 100.0, 0),
 }
 """Quantity -> heading, factor, digits."""
 
@@ -76,8 +77,9 @@ class Report:
                 "generators are `vllm bench serve` and, in the soak, guidellm; every client has one request at a time, "
                 "no prompt is sent twice. Medians (quartiles). At once: most requests that ran together, as the "
                 "server saw it. TPOT: time per token without the first. Goodput: requests per second that took at most "
-                f"{SLACK} times as long as an uncompressed one that has the server for itself ({target}). Absolute "
-                "figures are of this machine, whatever else it was doing.",
+                f"{SLACK} times as long as an uncompressed one that has the server for itself ({target}). "
+                "Others' CPU: share of the machine's CPU time that went to other processes during the run; where it is "
+                "not small, the row is as much about them. Absolute figures are of this machine.",
                 f"**crossover**: {_spoken(s.crossover)}. {100:g} % is a pool of {s.pool(1)} blocks of {BLOCK} tokens, "
                 "what all clients need uncompressed; `full` runs first and last, `: full` is relative to their mean. "
                 f"**mixed**: {_spoken(s.mixed)} of each policy at the same time. **prefix**: {_spoken(s.prefix)}, "

@@ -9,7 +9,7 @@ from loadtests.stage import Stage, say
 from loadtests.watch import Sample, Watch
 
 PART = "soak"
-INTERVAL = 0.5
+SAMPLES = 200
 TOLERANCE = 0.02
 """Growth of the resident memory from the middle to the end that passes for flat, as a share of it."""
 
@@ -17,7 +17,7 @@ TOLERANCE = 0.02
 def measure(stage: Stage, folder: Path) -> None:
     policies = stage.sizes.soak_policies
     say(f"guidellm for {stage.sizes.soak_seconds} s, at once: {', '.join(policies)}")
-    with Watch(stage.server, INTERVAL) as watch:
+    with Watch(stage.server, max(0.2, stage.sizes.soak_seconds / SAMPLES)) as watch:
         guides = [_start(stage, policy, folder / f"{PART}-{n}", n) for n, policy in enumerate(policies)]
         try:
             found = [guide.result() for guide in guides]
@@ -26,9 +26,10 @@ def measure(stage: Stage, folder: Path) -> None:
                 guide.stop()
     drained = stage.server.wait_until_empty()
     clients = stage.sizes.soak.clients * len(policies)
+    shared = {"clients": clients, "at_once": watch.at_once, "others": watch.others}
     for policy, quantities in zip(policies, found, strict=True):
         case = f"{policy}, {stage.sizes.soak_seconds} s"
-        stage.notes.add(PART, case, clients=clients, at_once=watch.at_once, **quantities, drained_s=drained)
+        stage.notes.add(PART, case, **shared, **quantities, drained_s=drained)
     stage.notes.course[PART] = watch.samples
     _check(stage, busy(watch.samples))
 

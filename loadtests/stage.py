@@ -39,6 +39,7 @@ class Stage:
             "at_once": watch.at_once,
             **quantities(found),
             "preempted": self.preemptions() - preempted,
+            "others": watch.others,
         }
 
     def preemptions(self) -> float:

@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 from loadtests.serving import Memory, Server, ServerDied
+from loadtests.spent import Spent
 
 
 class Sample(NamedTuple):
@@ -25,6 +26,7 @@ class Watch:
         self._server, self._interval = server, interval
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
+        self.others = 0.0  # share of the machine's CPU time that went to processes which are not ours
 
     @property
     def at_once(self) -> int:
@@ -32,12 +34,14 @@ class Watch:
         return max((sample.running for sample in self.samples), default=0)
 
     def __enter__(self) -> "Watch":
+        self._before = Spent.now()
         self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._done.set()
         self._thread.join()
+        self.others = Spent.now().others(self._before)
 
     def _look(self) -> None:
         started = time.monotonic()
