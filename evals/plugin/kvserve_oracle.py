@@ -27,7 +27,8 @@ class Oracle(ScoringPolicy):
     item: str = Field("", pattern=r"^[a-z0-9_-]*$", description="Whose attention")
 
     def scores(self, view: LayerView) -> Tensor:
-        moments, mass = _mass(self.item)
+        path = Path(os.environ[FOLDER]) / f"{self.item}.safetensors"
+        moments, mass = _mass(path, path.stat().st_mtime_ns)
         known = int((moments <= view.logical).sum()) - 1
         heads = mass[max(known, 0), view.layer][view.head_offset : view.head_offset + view.num_heads]
         scores = torch.zeros(view.positions.shape, dtype=torch.float32)  # what comes after the item's end has none
@@ -37,7 +38,7 @@ class Oracle(ScoringPolicy):
 
 
 @lru_cache(maxsize=256)
-def _mass(item: str) -> tuple[Tensor, Tensor]:
+def _mass(path: Path, _written: int) -> tuple[Tensor, Tensor]:
     """Moments (M,), and for each (L, H, n) float32: attention from the tokens after it."""
-    found = load_file(Path(os.environ[FOLDER]) / f"{item}.safetensors")
+    found = load_file(path)
     return found["moments"], found["mass"].float()
