@@ -4,6 +4,7 @@ from pathlib import Path
 
 import openai
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from server import embedded
 from tests.server.running import KEY, MODEL, serving, wait_for
@@ -46,3 +47,19 @@ def test_stock_vllm_refuses_a_policy(tmp_path: Path) -> None:
         with pytest.raises(openai.BadRequestError, match="kvserve serve"):
             server.complete(TEXT, extra_body=XARGS)
         assert server.http.get("/v1/kv/stats", headers={"Authorization": f"Bearer {KEY}"}).status_code == 404
+
+
+def test_without_a_policy_every_metric_of_vllm_is_as_on_stock_vllm(tmp_path: Path) -> None:
+    counters = [f"vllm:{name}_total" for name in ("prompt_tokens", "generation_tokens", "request_success")]
+    kvserve = ["kvserve", "serve", "--max-model-len", "4096"]
+    seen = []
+    for command in (PLAIN, kvserve):
+        with serving(tmp_path / "log", command) as server:
+            server.complete(TEXT)
+            wait_for(lambda server=server: server.metric("vllm:request_success_total") == 1)  # type: ignore[misc]
+            families = text_string_to_metric_families(server.http.get("/metrics").text)
+            samples = [s for family in families for s in family.samples if not s.name.startswith("kvserve_")]
+            names = {(s.name, frozenset(s.labels)) for s in samples}
+            seen.append((names, {name: server.metric(name) for name in counters}))
+    assert seen[0] == seen[1]
+    assert len(seen[0][0]) > 50
