@@ -41,13 +41,16 @@ def draw(made: Record, out: Path) -> None:
 def _panel(panel: Any, kind: Any, cells: list[Record], names: list[str], colours: dict[str, Any]) -> None:
     task, form, length, protocol = kind
     for policy in policies_of(cells):
-        found = sorted((cell["bytes"], cell["score"]) for cell in cells if cell["policy"] == policy)
+        mine = sorted(
+            (cell for cell in cells if cell["policy"] == policy), key=lambda cell: (cell["bytes"], cell["budget"])
+        )
+        found = [(cell["bytes"], cell["score"]) for cell in mine]
         mean = [100 * score["mean"] for _, score in found]
         if policy == FULL:
             panel.axhline(mean[0], color="black", linewidth=1, label=FULL)
             continue
         colour, line = STYLES.get(policy, (colours[policy], "-"))
-        errors = [[100 * (s["mean"] - s["low"]) for _, s in found], [100 * (s["high"] - s["mean"]) for _, s in found]]
+        errors = [[_span(score, "low") for _, score in found], [_span(score, "high") for _, score in found]]
         marker = MARKERS[names.index(policy) % len(MARKERS)]
         style = {"color": colour, "linestyle": line, "marker": marker, "markersize": 4, "linewidth": 1.3}
         panel.errorbar([100 * held for held, _ in found], mean, errors, elinewidth=0.5, label=policy, **style)
@@ -56,3 +59,8 @@ def _panel(panel: Any, kind: Any, cells: list[Record], names: list[str], colours
     panel.set_ylabel("right steps, %" if task == "chain" else "exact match, %")
     panel.set_ylim(-3, 103)
     panel.grid(alpha=0.25)
+
+
+def _span(score: Record, end: str) -> float:
+    """From the mean to an end of its interval, in %; rounding may put the end on the wrong side of it."""
+    return max(0.0, 100 * (score["mean"] - score["low"] if end == "low" else score["high"] - score["mean"]))

@@ -15,7 +15,7 @@ ABOUT = {
     "versions": {"vllm": "0", "torch": "1"},
 }
 SETTINGS = {"command": "kvserve eval", "model": "mini", "items": 100, "seed": 0, "block": 32}
-RIGHT = {"full": 98, "good": 90, "random": 40, "alike": 42, "bad": 10}
+RIGHT = {"full": 98, "perfect": 100, "good": 90, "random": 40, "alike": 42, "bad": 10}
 
 
 @pytest.fixture
@@ -23,10 +23,11 @@ def book(tmp_path):
     book = Book(tmp_path / "run.jsonl", {}, ABOUT)
     for policy, right in RIGHT.items():
         for protocol in ("inside", "after"):
-            cell = Cell("niah", "completion", 512, protocol, policy, 1.0 if policy == "full" else 0.25)
-            for item in range(100):
-                score = float((item * 37) % 100 < right)  # nested: who is better is right wherever the other is
-                book.score(cell, item, score, 0.25, 0.3125)
+            for budget in (1.0,) if policy == "full" else (0.25, 0.24):  # whose blocks are as many
+                cell = Cell("niah", "completion", 512, protocol, policy, budget)
+                for item in range(100):
+                    score = float((item * 37) % 100 < right)  # nested: who is better is right wherever the other is
+                    book.score(cell, item, score, 0.25, 0.3125)
     book.refuse(Cell("niah", "completion", 512, "inside", "picky", 0.25), "kv_policy.budget is too small")
     return book
 
@@ -38,7 +39,14 @@ def made(book):
 
 def test_verdicts_are_of_paired_differences(made):
     verdicts = {c["policy"]: (c["against_random"] or {}).get("verdict") for c in made["cells"]}
-    assert verdicts == {"full": None, "good": "better", "random": None, "alike": "same", "bad": "worse"}
+    assert verdicts == {
+        "full": None,
+        "perfect": "better",
+        "good": "better",
+        "random": None,
+        "alike": "same",
+        "bad": "worse",
+    }
 
 
 def test_markdown(made):
@@ -47,14 +55,14 @@ def test_markdown(made):
     assert "| alike | 42.0 (32.8–51.8) ≈ |" in text
     assert "| bad | 10.0 (5.5–17.4) ▼ |" in text
     assert "`inside`: alike (at no budget better); bad (worse everywhere)" in text
-    assert "| policy | 25 % (31 % of bytes) |" in text
+    assert "| policy | 25 % (31 % of bytes) | 24 % (31 % of bytes) |" in text
     assert "- picky, `inside` at 25 %: kv_policy.budget is too small" in text
     assert "commit abc" in text
 
 
 def test_rows_stand_between_their_brackets(made):
     inside = [c for c in made["cells"] if c["protocol"] == "inside"]
-    assert markdown.policies_of(inside) == ["full", "good", "alike", "bad", "random"]
+    assert markdown.policies_of(inside) == ["full", "perfect", "good", "alike", "bad", "random"]
 
 
 def test_curves(made, tmp_path):
