@@ -62,8 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return serve(argv[1:])
     if argv[:1] == ["eval"]:  # its libraries are not those of a server
-        from evals.command import main as evaluate
-
+        try:
+            from evals.command import main as evaluate
+        except ModuleNotFoundError as error:
+            print(f"kvserve eval needs {error.name}: install kvserve[eval]", file=sys.stderr)
+            return 1
         return evaluate(argv[1:])
     args = parser().parse_args(argv)
     if args.command == "policies":

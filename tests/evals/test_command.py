@@ -1,5 +1,8 @@
 """Mistakes on the command line are named before anything starts."""
 
+import re
+import sys
+
 import pytest
 
 from evals.cells import LONG, SHARES, SHORT
@@ -26,7 +29,7 @@ def test_mistakes(argv, message, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["eval", *argv])
     assert stop.value.code == 2
-    assert __import__("re").search(message, capsys.readouterr().err)
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_defaults_and_tables():
@@ -40,6 +43,13 @@ def test_the_report_shows_no_key():
     argv = ["--base-url", "http://a", "--api-key", "secret", "--fresh", "--api-key=secret", "--out=x", "--items", "3"]
     assert shown(argv) == ["--base-url", "http://a", "--items", "3"]
     assert "secret" not in str(chosen(argv).settings("model", []))
+
+
+def test_a_missing_library_is_named(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "evals.command", raising=False)
+    monkeypatch.setitem(sys.modules, "openai", None)
+    assert main(["eval"]) == 1
+    assert "kvserve eval needs openai: install kvserve[eval]" in capsys.readouterr().err
 
 
 def test_line_up():
