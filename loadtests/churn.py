@@ -9,8 +9,9 @@ PATIENCE = 60.0
 
 
 def measure(stage: Stage) -> None:
-    for _ in range(stage.sizes.churn_rounds):
-        _round(stage)
+    cancelled = [_round(stage) for _ in range(stage.sizes.churn_rounds)]
+    least = len(stage.sizes.churn_policies)
+    stage.notes.check(PART, "requests cancelled in the round with the fewest", min(cancelled), least, at_most=False)
     stats = stage.server.stats()
     checks = {
         "requests still running or waiting": stats["requests_running"] + stats["requests_waiting"],
@@ -23,14 +24,21 @@ def measure(stage: Stage) -> None:
     stage.notes.add(PART, f"{policy} afterwards", **stage.measured(policy, stage.sizes.mixed))
 
 
-def _round(stage: Stage) -> None:
-    """Start one generator per policy, kill all of them once their requests run."""
+def _round(stage: Stage) -> int:
+    """Start one generator per policy, kill all of them once all their clients wait for an answer; how many did."""
     policies, load = stage.sizes.churn_policies, stage.sizes.churn
     say(f"killed while running: {', '.join(policies)}")
     runs = [stage.generator.start(policy, load) for policy in policies]
-    wait(lambda: len({request["policy"] for request in stage.server.stats()["running"]}) == len(policies), PATIENCE)
+    wait(lambda: _in_flight(stage) >= load.clients * len(policies), PATIENCE)
     running, ended = stage.server.stats()["requests_running"], stage.server.ended()
     for run in runs:
         run.kill()
     drained = stage.server.wait_until_empty(PATIENCE)
-    stage.notes.add(PART, "killed", at_once=running, cancelled=stage.server.ended() - ended, drained_s=drained)
+    cancelled = stage.server.ended() - ended
+    stage.notes.add(PART, "killed", at_once=running, cancelled=cancelled, drained_s=drained)
+    return cancelled
+
+
+def _in_flight(stage: Stage) -> int:
+    stats = stage.server.stats()
+    return int(stats["requests_running"] + stats["requests_waiting"])

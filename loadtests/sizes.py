@@ -93,10 +93,10 @@ QUICK = replace(
     prefix_policies=("full", "streaming:256"),
     decode=Load(requests=2, clients=2, prompt=100, output=280),
     decode_policies=("streaming:256",),
-    churn=Load(requests=8, clients=2, prompt=480, output=512),
+    churn=Load(requests=64, clients=2, prompt=480, output=512),
     churn_policies=("full", "streaming:256"),
     churn_rounds=1,
-    soak=Load(requests=0, clients=1, prompt=200, output=24),
+    soak=Load(requests=0, clients=2, prompt=200, output=240),
     soak_policies=("streaming:256",),
     soak_seconds=5,
 )

@@ -10,6 +10,9 @@ from loadtests.watch import Sample, Watch
 
 PART = "soak"
 SAMPLES = 200
+LEAST = 10
+"""Samples under load that are needed to speak of growth."""
+
 TOLERANCE = 0.02
 """Growth of the resident memory from the middle to the end that passes for flat, as a share of it."""
 
@@ -45,7 +48,8 @@ def _check(stage: Stage, samples: Sequence[Sample]) -> None:
     stats, usage = stage.server.stats(), stage.server.metric("vllm:kv_cache_usage_perc")
     stage.notes.check(PART, "bytes of KV cache still held afterwards", stats["resident_bytes"], 0)
     stage.notes.check(PART, "share of the pool still in use afterwards", usage, 0)
-    for process in ("api", "engine"):
+    stage.notes.check(PART, "looks at the server that found it at work", len(samples), LEAST, at_most=False)
+    for process in ("api", "engine") if samples else ():
         growth = grown([getattr(sample.memory, process) for sample in samples])
         what = f"resident memory of the {process} process(es), growth from the middle to the end"
         stage.notes.check(PART, what, growth, TOLERANCE)

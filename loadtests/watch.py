@@ -30,7 +30,7 @@ class Watch:
 
     @property
     def at_once(self) -> int:
-        """Most requests that ran at the same time."""
+        """Most requests that ran at the same time. The server takes a look every 0.25 s: short ones may be missed."""
         return max((sample.running for sample in self.samples), default=0)
 
     def __enter__(self) -> "Watch":
