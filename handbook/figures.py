@@ -59,7 +59,7 @@ def _prefills(cases: dict[str, Any], name: str) -> str:
     found: dict[str, dict[str, str]] = {}
     for case, values in cases.items():
         model, _, policy = case.partition(": ")
-        if policy.partition(" ")[0] == name:
+        if policy.partition(" ")[0] == name and "prefill_cpu_ratio" in values:  # the control has none
             found.setdefault(policy, {})[model] = f"{values['prefill_cpu_ratio']['median']:.2f}"
     if not found:
         return ""
