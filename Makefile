@@ -52,7 +52,7 @@ eval: $(VENV)/.$(ENGINE)-dev ## quality of every policy, in a quarter of an hour
 loadtest: $(VENV)/.$(ENGINE)-dev ## the server under load, in ten minutes: prints a table, writes results/loadtest.* and plots
 	$(BIN)/python -m loadtests
 
-pages: $(VENV)/.$(ENGINE)-dev ## write docs/policies anew, from classes, handbook/ and results/{policies,gathering}.json
+pages: $(VENV)/.$(ENGINE)-dev ## write docs/policies anew, from classes, handbook/ and results/{quality,policies,gathering}.json
 	$(BIN)/python -m handbook
 
 dashboards: $(VENV)/.$(ENGINE)-dev ## write the generated Grafana dashboards and alert rules

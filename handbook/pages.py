@@ -8,6 +8,7 @@ from typing import Any
 
 from handbook.figures import measured
 from handbook.needs import needs, requirements
+from handbook.quality import quality
 from kvserve import registry
 from kvserve.policy import Policy
 from server.table import allowed
@@ -37,7 +38,7 @@ def index() -> str:
     ]
     head = (
         "# The policies\n\nOne page each: generated from the classes by `make pages`, with the sections in `handbook/` "
-        "written by hand and figures measured by `make bench-policies`.\n\n"
+        "written by hand and figures measured by `make eval` and `make bench-policies`.\n\n"
         "| policy | idea | needs of the server | paper |\n| --- | --- | --- | --- |\n"
     )
     return head + "\n".join(rows) + "\n"
@@ -55,7 +56,7 @@ def page(name: str) -> str:
         "## What it needs",
         "\n".join(f"- {sentence}" for sentence in needs(cls)),
         sections(cls),
-        *(["## Measured here", measured(name)] if cls.compresses else []),
+        *(["## Measured here", quality(name), measured(name)] if cls.compresses else []),
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -6,6 +6,7 @@ from handbook import figures
 from handbook.__main__ import main, stale, write
 from handbook.needs import requirements
 from handbook.pages import HERE, names, page, sections
+from handbook.quality import quality
 from kvserve import registry
 
 
@@ -77,3 +78,18 @@ def test_figures_are_those_of_the_last_run_or_the_reason(monkeypatch):
     assert "| embedded | 8B layer |" in said and "| `h2o every 4` | 0.50 | 0.50 |" in said
     assert figures.measured("prefixkv") == "Not measured: start it with --kv-groups 4"
     assert "make bench-policies" in figures.measured("knorm")
+
+
+def test_quality_is_that_of_the_last_run(monkeypatch):
+    kind = {"task": "niah", "form": "completion", "length": 512, "protocol": "inside", "policy": "h2o"}
+    scores = {0.5: (0.325, None), 0.25: (0.14, "worse"), 64: (0.9, "same")}
+    cells = [
+        {**kind, "budget": budget, "score": {"mean": mean}, "against_random": verdict and {"verdict": verdict}}
+        for budget, (mean, verdict) in scores.items()
+    ]
+    record = {"settings": {"model": "m", "items": 200}, "cells": cells}
+    monkeypatch.setattr("handbook.quality._results", lambda: record)
+    said = quality("h2o")
+    assert "| task, tokens, protocol | 50 % | 25 % | 64 |" in said
+    assert "| niah, 512, `inside` | 32.5 | 14.0 ▼ | 90.0 ≈ |" in said
+    assert "make eval" in quality("knorm")
