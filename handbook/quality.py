@@ -42,8 +42,8 @@ def _setting(record: dict[str, Any]) -> str:
     settings = record["settings"]
     return (
         f"Quality: right answers in % (of `chain`: right steps), model {settings['model']}, {settings['items']} items "
-        "a cell, by budget; `≈`: not told apart from `random` at the same budget, `▼`: worse than it. Intervals and the "
-        "other policies: [results/quality.md](../../results/quality.md); what the protocols are: "
+        "a cell, by budget; `≈`: not told apart from `random` at the same budget, `▼`: worse than it. Intervals and "
+        "the other policies: [results/quality.md](../../results/quality.md); what the protocols are: "
         "[evaluation](../evaluation.md)."
     )
 
