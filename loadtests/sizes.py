@@ -49,7 +49,7 @@ class Sizes:
 
     soak: Load = Load(requests=0, clients=3, prompt=1024, output=160)  # of each policy
     soak_policies: tuple[str, ...] = ("full", "scissorhands:512")
-    soak_seconds: int = 60
+    soak_seconds: int = 45
 
     def __post_init__(self) -> None:
         if list(self.shares) != sorted(self.shares, reverse=True):

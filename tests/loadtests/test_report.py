@@ -36,11 +36,22 @@ def test_the_table_has_only_the_columns_in_use(tmp_path: Path) -> None:
     assert "| churn | killed |  |  |  | 18 | 0.25 |" in text
 
 
+def test_rows_of_a_scenario_stand_together(tmp_path: Path) -> None:
+    notes = _notes()
+    notes.add("crossover", "full @ 12.5 %", tokens_per_s=100.0)
+    rows = [line.split(" | ")[:2] for line in Report(notes, SHORT, ABOUT, tmp_path / "x.json").text().splitlines()]
+    assert [row for row in rows if row[0] in ("| crossover", "| churn")] == [
+        ["| crossover", "full @ 25 %"],
+        ["| crossover", "full @ 12.5 %"],
+        ["| churn", "killed"],
+    ]
+
+
 def test_the_text_says_where_with_what_and_by_which_measure(tmp_path: Path) -> None:
     text = Report(_notes(), SHORT, ABOUT, tmp_path / "loadtest.json").text()
     for words in (
         "A processor, 1 thread(s) of 2 cores; vLLM 0.32.0; 2026-01-01T00:00:00+00:00; commit abc.",
-        "TTFT 2512 ms, TPOT 44 ms",
+        "TTFT 2512 ms and TPOT 44 ms",
         "24 requests of 2048 + 192 tokens, 12 clients",
         "a pool of 216 blocks of 128 tokens",
         "- (churn) bytes still held: 0 (at most 0: kept)",
