@@ -1,23 +1,45 @@
-"""One real server for all clients but those that end theirs."""
+"""One real server for all clients, looked at from its start; test_shutdown ends it."""
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+from tests.clients.scraper import Scraper, scraping
 from tests.clients.shell import Shell
-from tests.server.running import Server, serving
+from tests.server.running import Server, launched, wait_for, wait_until_healthy
 
 COMMAND = "kvserve serve --max-model-len 4096".split()
 
 
+class Running(NamedTuple):
+    """A server, its process, and who scraped it from the start of that until a moment after it was healthy."""
+
+    server: Server
+    process: subprocess.Popen[bytes]
+    start: Scraper
+
+
 @pytest.fixture(scope="package")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     pytest.importorskip("vllm")
-    with serving(tmp_path_factory.mktemp("server") / "log", COMMAND) as running:
-        yield running
+    log = tmp_path_factory.mktemp("server") / "log"
+    with launched(log, COMMAND) as (server, process):
+        with scraping(server.url) as scraper:
+            wait_until_healthy(server, process, log)
+            wait_for(lambda: len(scraper.answers) > 5)
+        yield Running(server, process, scraper)
+
+
+@pytest.fixture(scope="package")
+def server(running: Running) -> Server:
+    return running.server
 
 
 @pytest.fixture
-def shell(tmp_path: Path) -> Shell:
-    return Shell(tmp_path)
+def shell(tmp_path: Path) -> Iterator[Shell]:
+    opened = Shell(tmp_path)
+    yield opened
+    opened.close()

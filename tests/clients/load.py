@@ -8,6 +8,9 @@ import openai
 from tests.server.running import Server
 
 PROMPT = "the cat sat on the mat and the dog ran away . " * 40
+LONG = 3000
+"""Tokens of an answer that takes some seconds at least."""
+
 POLICIES = (None, "streaming:0.25", "snapkv:0.25", None)
 
 

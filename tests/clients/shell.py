@@ -1,6 +1,7 @@
 """A user's shell: commands in a folder of their own, with nothing of this test process in their environment."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,13 +23,14 @@ class Shell:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._started: list[subprocess.Popen[bytes]] = []
         if not (folder / "models").exists():
             (folder / "models").symlink_to(ROOT / "models")
 
     def start(self, script: str, log: str) -> subprocess.Popen[bytes]:
         """Run a shell script in a process group of its own; what it says goes to the file `log`."""
         with (self.folder / log).open("wb") as out:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 ["bash", "-euc", script],
                 cwd=self.folder,
                 env=self._environ(),
@@ -37,6 +39,15 @@ class Shell:
                 stderr=out,
                 process_group=0,
             )
+        self._started.append(process)
+        return process
+
+    def close(self) -> None:
+        """Kill what still runs, with its children."""
+        for process in self._started:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
     def python(self, code: str, log: str) -> subprocess.Popen[bytes]:
         (self.folder / f"{log}.py").write_text(code, encoding="utf-8")

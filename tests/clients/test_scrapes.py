@@ -1,10 +1,21 @@
-"""Scrapes under load are all answered. While a server starts and ends: test_endings; what they cost: scrape_cost."""
+"""Scrapes of a server that starts, and of one under load. Of one that ends: test_shutdown; their cost: scrape_cost."""
 
+from tests.clients.conftest import Running
 from tests.clients.load import streams
 from tests.clients.scraper import scraping
 from tests.server.running import Server
 
 SECONDS = 60.0
+
+
+def test_scrapes_during_the_start(running: Running) -> None:
+    """Refused until the engine is ready, which is when vLLM opens the port; from then on answered."""
+    scrapes = running.start.scrapes
+    first = scrapes.index(running.start.answers[0])
+    assert first > 10
+    assert all("Connection refused" in str(scrape.problem) for scrape in scrapes[:first])
+    assert all(scrape.status == 200 for scrape in scrapes[first:])
+    assert running.start.unfit == []
 
 
 def test_every_scrape_under_load_is_answered_whole(server: Server) -> None:

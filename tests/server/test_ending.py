@@ -1,4 +1,4 @@
-"""When the engine is gone, what it left unfinished ends; the whole of it is in tests/clients/test_endings.py."""
+"""When the engine is gone, what it left unfinished ends; the whole of it is in tests/clients/test_shutdown.py."""
 
 import asyncio
 from types import SimpleNamespace
