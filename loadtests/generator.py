@@ -117,7 +117,7 @@ class Generator:
 
 
 def _what(policy: str, load: Load, target: Target | None) -> list[str]:
-    slo = ["--goodput", f"ttft:{target.ttft:.0f}", f"tpot:{target.tpot:.0f}"] if target else []
+    slo = ["--goodput", f"ttft:{target.ttft:.1f}", f"tpot:{target.tpot:.1f}"] if target else []
     body = json.dumps({"kv_policy": policy})
     many = ["--num-prompts", str(load.requests), "--max-concurrency", str(load.clients)]
     return [*many, *_dataset(load), "--ignore-eos", "--temperature", "0", "--extra-body", body, *PERCENTILES, *slo]
@@ -134,7 +134,7 @@ def _dataset(load: Load) -> list[str]:
 
 def _bench_serve(arguments: list[str], log: Path) -> None:
     """In the child; all that it prints goes into `log`."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     with log.open("w") as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)

@@ -83,7 +83,7 @@ def test_the_policy_travels_in_the_extra_body(sent: list[list[str]], tmp_path: P
     Generator("http://127.0.0.1:1", tmp_path, commands).start("scissorhands:512", LOAD, Target(ttft=600.4, tpot=25.2))
     (words,) = sent
     assert json.loads(_after("--extra-body", words)[0]) == {"kv_policy": "scissorhands:512"}
-    assert _after("--goodput", words, 2) == ["ttft:600", "tpot:25"]
+    assert _after("--goodput", words, 2) == ["ttft:600.4", "tpot:25.2"]
     assert _after("--num-prompts", words) == ["8"] and _after("--max-concurrency", words) == ["4"]
     assert _after("--random-input-len", words) == ["600"] and _after("--random-output-len", words) == ["24"]
     assert commands[0].startswith("python -m loadtests.bench_serve --base-url http://127.0.0.1:1 ")
