@@ -35,7 +35,11 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--out", type=Path, default=Path("results/loadtest.json"), help="JSON; table and plots beside it")
     form = made.add_mutually_exclusive_group()
-    form.add_argument("--long", action="store_true", help="more pools, repetitions and requests; a soak of an hour")
+    form.add_argument(
+        "--long",
+        action="store_true",
+        help="more pools, repetitions and requests, a soak of an hour: two to three hours",
+    )
     form.add_argument("--quick", action="store_true", help="tiny sizes: proves that it runs, measures nothing")
     return made
 
