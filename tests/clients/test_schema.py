@@ -84,7 +84,7 @@ def api(server: Server) -> Any:
 def test_our_routes(api: Any, path: str, data: st.DataObject) -> None:
     """Status, content type and body are what the document says."""
     case = data.draw(api[path]["GET"].as_strategy())
-    answer = case.call(headers=AUTH)
+    answer = case.call(headers=AUTH, timeout=120)
     case.validate_response(answer, checks=DOCUMENTED)
 
 
@@ -95,7 +95,7 @@ def test_our_routes(api: Any, path: str, data: st.DataObject) -> None:
 @given(data=st.data())
 def test_policies_as_documented_and_not(api: Any, path: str, mode: str, data: st.DataObject) -> None:
     case = data.draw(api[path]["POST"].as_strategy(generation_mode=schemathesis.GenerationMode(mode)))
-    answer = case.call(headers=AUTH)
+    answer = case.call(headers=AUTH, timeout=120)
     assert answer.status_code < 500, (case.body, answer.text)
     if mode == "positive":
         assert answer.status_code in (200, 400), (case.body, answer.text)
