@@ -32,7 +32,7 @@ def test_killed_clients_give_their_blocks_back(server: Server, shell: Shell) -> 
     policies = ["", "streaming:0.25", "snapkv:0.25"]
     clients = [shell.start(f"exec python client.py {server.url} {policy}", f"client{policy}") for policy in policies]
     wait_for(lambda: all(shell.said(f"client{policy}").count("\n") > 20 for policy in policies), 60)
-    assert {request["policy"] for request in server.stats()["running"]} == {"full", "streaming", "snapkv"}
+    wait_for(lambda: {request["policy"] for request in server.stats()["running"]} == {"full", "streaming", "snapkv"})
     for client in clients:
         client.kill()
         client.wait()
