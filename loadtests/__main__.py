@@ -6,6 +6,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
         "leak check (default: %(default)s)",
     )
     made.add_argument("--out", type=Path, default=Path("results/loadtest.json"), help="JSON; table and plots beside it")
+    made.add_argument("--repeats", type=int, help="of ample and tight (default: 1, with --long 3)")
     form = made.add_mutually_exclusive_group()
     form.add_argument(
         "--long",
@@ -53,6 +55,8 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     unknown = [name for name in chosen.scenarios if name not in SCENARIOS]
     if unknown:
         made.error(f"--scenarios names {unknown}; allowed: {', '.join(SCENARIOS)}")
+    if chosen.repeats is not None and chosen.repeats < 1:
+        made.error(f"--repeats is {chosen.repeats}; allowed: 1 or more")
     missing = [package for package in ("guidellm", "matplotlib", "vllm") if find_spec(package) is None]
     if missing:
         made.error(f"{', '.join(missing)} not installed; the extra `load` brings guidellm and matplotlib")
@@ -115,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     prepare()
     sizes, notes = LONG if chosen.long else QUICK if chosen.quick else SHORT, Notes()
+    sizes = replace(sizes, repeats=chosen.repeats or sizes.repeats)
     report = Report(notes, sizes, about(), chosen.out)
     try:
         run(chosen.scenarios, sizes, notes)

@@ -19,13 +19,22 @@ def test_help_names_every_option_and_scenario(capsys: pytest.CaptureFixture[str]
         command.main(["--help"])
     assert end.value.code == 0
     said = capsys.readouterr().out
-    assert all(option in said for option in ("--scenarios", "--long", "--quick", "--out", *command.SCENARIOS))
+    assert all(
+        option in said for option in ("--scenarios", "--repeats", "--long", "--quick", "--out", *command.SCENARIOS)
+    )
 
 
-def test_an_unknown_scenario_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("argv", "complaint"),
+    [
+        (["--scenarios", "ample,storm"], "['storm']; allowed: ample, tight, mixed, prefix, decode, churn, soak"),
+        (["--repeats", "0"], "--repeats is 0; allowed: 1 or more"),
+    ],
+)
+def test_bad_options_are_refused_by_name(argv: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        command.main(["--scenarios", "ample,storm"])
-    assert "['storm']; allowed: ample, tight, mixed, prefix, decode, churn, soak" in capsys.readouterr().err
+        command.main(argv)
+    assert complaint in capsys.readouterr().err
 
 
 def test_a_missing_package_is_named_with_the_extra(
@@ -67,6 +76,17 @@ def test_an_interrupt_leaves_what_was_measured(
     assert record["complete"] is False
     assert record["parts"]["decode"]["full @ 25 %"]["tokens_per_s"]["raw"] == [310.0]
     assert "| decode | full @ 25 % | 310 |" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("no_forks")
+@pytest.mark.parametrize(("argv", "repeats"), [([], 1), (["--long"], 3), (["--long", "--repeats", "2"], 2)])
+def test_repeats_are_the_forms_unless_chosen(
+    argv: list[str], repeats: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(command, "run", lambda scenarios, sizes, notes: seen.append(sizes.repeats))
+    assert command.main([*argv, "--out", str(tmp_path / "loadtest.json")]) == 0
+    assert seen == [repeats]
 
 
 @pytest.mark.usefixtures("no_forks")
