@@ -87,20 +87,33 @@ def copy(rng: Random, world: World, tokens: int, turns: int = 1) -> Scene:
     return Scene(" " + text, (Turn("\nAgain:", " " + text),))
 
 
-def chain(rng: Random, world: World, tokens: int, turns: int = 1) -> Scene:
-    """A program of aliases and its trace: a long answer that reads what it wrote itself. One step is ``t2 = s9``."""
-    count = max(2, min(90, (tokens - 16 - _RESERVE) // 34))
-    names = rng.sample(NAMES, count)
-    first, values, program, trace = rng.randint(10, 100 - count), {}, [], []
-    for i, name in enumerate(names):
-        source = digits(rng, 2) if i == 0 or rng.random() < 0.2 else rng.choice(names[:i])
-        values[name] = values.get(source, source)
-        middle = f" {source} is {values[source]};" if source in values else ""
-        program.append(f"Step {first + i}: {name} = {source}.")
-        trace.append(f"Step {first + i}: {name} = {source};{middle} {name} is {values[name]}.")
-    told = "\n".join(trace)
-    turn = Turn("\nRun the program.", f"\n{told}\nEnd.", "Run the program.", f"{told}\nEnd.")
-    return Scene("\n".join(program), (turn,), tuple(program))
+def relay(rng: Random, world: World, tokens: int, turns: int = 1) -> Scene:
+    """A programme of calls and its long report: ``heron calls otter; otter has 47; heron has 47.``
+
+    The prompt gives the first few numbers only. Every later line needs a number that the report itself told many lines
+    earlier: each name is called once, and of the names not yet called one of the older half.
+    """
+    count = max(3, min(88, (tokens - 24 - _RESERVE) // 29))
+    names, first = rng.sample(KEY_WORDS, count), rng.randint(10, 99 - count)
+    roots = max(2, min(16, count // 4))
+    values = dict(zip(names, rng.sample(range(10, 100), roots), strict=False))
+    program = [f"{name} has {value}" for name, value in values.items()]
+    report, uncalled = list(program), names[:roots]
+    for name in names[roots:]:
+        source = uncalled.pop(rng.randrange((len(uncalled) + 1) // 2))
+        values[name] = values[source]
+        uncalled.append(name)
+        program.append(f"{name} calls {source}")
+        report.append(f"{name} calls {source}; {source} has {values[source]}; {name} has {values[name]}")
+    told, facts = _numbered(first, [*report, "stop"]), _numbered(first, [*program, "stop"])
+    turn = Turn("\nRun the program.", "\n" + "\n".join(told), "Run the program.", "\n".join(told))
+    room = tokens - 29 * count - 24 - _RESERVE
+    before = " ".join(world.filler(rng, room)) + "\n" if room > 40 else ""
+    return Scene(before + "\n".join(facts), (turn,), tuple(facts))
+
+
+def _numbered(first: int, lines: list[str]) -> list[str]:
+    return [f"Step {first + i}: {line}." for i, line in enumerate(lines)]
 
 
 def lm(rng: Random, world: World, tokens: int, turns: int = 0) -> Scene:
@@ -108,7 +121,7 @@ def lm(rng: Random, world: World, tokens: int, turns: int = 0) -> Scene:
     return Scene(" ".join(world.filler(rng, tokens - _RESERVE)))
 
 
-TASKS: dict[str, Task] = {task.__name__: task for task in (niah, niah_free, mqar, vt, quote, copy, chain, lm)}
+TASKS: dict[str, Task] = {task.__name__: task for task in (niah, niah_free, mqar, vt, quote, copy, relay, lm)}
 
 
 @dataclass(frozen=True)

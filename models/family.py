@@ -1,0 +1,50 @@
+"""The family: which models there are, with their sizes and their plans."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from models import MINI
+from models.network import Shape
+from models.stages import LATE_MIX, Plan, Stage
+
+SMALL = (
+    Stage(tokens=256, rows=8, steps=450, rate=2e-3, end_rate=2e-3),
+    Stage(tokens=512, rows=8, steps=350, rate=2e-3, end_rate=1.5e-3),
+)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model: its name is that of its folder."""
+
+    name: str
+    shape: Shape
+    plan: Plan
+
+    @property
+    def folder(self) -> Path:
+        return MINI.parent / self.name
+
+    @property
+    def work(self) -> Path:
+        """Where its checkpoint lies while it is trained."""
+        return MINI.parent / ".work" / self.name
+
+
+MICRO = Plan(
+    stages=(
+        *SMALL,
+        Stage(tokens=1024, rows=4, steps=400, rate=1.5e-3, end_rate=1.2e-3, mix=LATE_MIX),
+        Stage(tokens=2048, rows=2, steps=350, rate=1.2e-3, end_rate=2e-5, mix=LATE_MIX),
+    )
+)
+BIASED = Plan(stages=(*SMALL, Stage(tokens=1024, rows=4, steps=500, rate=1.5e-3, end_rate=2e-5, mix=LATE_MIX)))
+
+FAMILY = {
+    member.name: member
+    for member in (
+        Member("mini", Shape(), Plan()),
+        Member("micro", Shape(width=128, hidden=320), MICRO),
+        Member("biased", Shape(width=128, hidden=320, bias=True), BIASED),
+    )
+}
