@@ -34,11 +34,11 @@ class Member:
 MICRO = Plan(
     stages=(
         *SMALL,
-        Stage(tokens=1024, rows=4, steps=400, rate=1.5e-3, end_rate=1.2e-3, mix=LATE_MIX),
-        Stage(tokens=2048, rows=2, steps=350, rate=1.2e-3, end_rate=2e-5, mix=LATE_MIX),
+        Stage(tokens=1024, rows=4, steps=280, rate=1.5e-3, end_rate=1.2e-3, mix=LATE_MIX),
+        Stage(tokens=2048, rows=2, steps=220, rate=1.2e-3, end_rate=2e-5, mix=LATE_MIX),
     )
 )
-BIASED = Plan(stages=(*SMALL, Stage(tokens=1024, rows=4, steps=500, rate=1.5e-3, end_rate=2e-5, mix=LATE_MIX)))
+BIASED = Plan(stages=(*SMALL, Stage(tokens=1024, rows=4, steps=300, rate=1.5e-3, end_rate=2e-5, mix=LATE_MIX)))
 
 FAMILY = {
     member.name: member

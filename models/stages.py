@@ -33,10 +33,11 @@ class Plan:
 
     stages: tuple[Stage, ...] = (
         Stage(tokens=256, rows=8, steps=450, rate=1.5e-3, end_rate=1.5e-3),
-        Stage(tokens=512, rows=8, steps=350, rate=1.5e-3, end_rate=1.2e-3),
-        Stage(tokens=1024, rows=4, steps=450, rate=1e-3, end_rate=1e-3, mix=LATE_MIX),
-        Stage(tokens=2048, rows=2, steps=400, rate=1e-3, end_rate=3e-4, mix=LATE_MIX),
-        Stage(tokens=4096, rows=1, steps=200, rate=3e-4, end_rate=1e-5, mix=LATE_MIX),
+        Stage(tokens=512, rows=8, steps=173, rate=1.5e-3, end_rate=1.352e-3),
+        Stage(tokens=512, rows=8, steps=70, rate=2e-3, end_rate=2e-3),
+        Stage(tokens=1024, rows=4, steps=260, rate=1.8e-3, end_rate=1.5e-3, mix=LATE_MIX),
+        Stage(tokens=2048, rows=2, steps=220, rate=1.4e-3, end_rate=6e-4, mix=LATE_MIX),
+        Stage(tokens=4096, rows=1, steps=140, rate=6e-4, end_rate=1e-5, mix=LATE_MIX),
     )
     seed: int = 0
     warm_up: int = 50  # steps
