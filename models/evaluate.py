@@ -22,7 +22,7 @@ from models.tasks import TASKS
 
 LENGTHS = (512, 1024, 2048, 4096)
 CELLS = (
-    *((task, form) for task in ("niah", "niah_free", "vt", "quote", "relay") for form in FORMS),
+    *((task, form) for task in ("niah", "niah_free", "vt", "quote", "chain") for form in FORMS),
     ("mqar", "completion"),
     ("copy", "completion"),
 )

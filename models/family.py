@@ -5,12 +5,7 @@ from pathlib import Path
 
 from models import MINI
 from models.network import Shape
-from models.stages import LATE_MIX, Plan, Stage
-
-SMALL = (
-    Stage(tokens=256, rows=8, steps=450, rate=2e-3, end_rate=2e-3),
-    Stage(tokens=512, rows=8, steps=350, rate=2e-3, end_rate=1.5e-3),
-)
+from models.stages import LAST_MIX, LATE_MIX, Plan, Stage
 
 
 @dataclass(frozen=True)
@@ -33,12 +28,19 @@ class Member:
 
 MICRO = Plan(
     stages=(
-        *SMALL,
-        Stage(tokens=1024, rows=4, steps=280, rate=1.5e-3, end_rate=1.2e-3, mix=LATE_MIX),
-        Stage(tokens=2048, rows=2, steps=220, rate=1.2e-3, end_rate=2e-5, mix=LATE_MIX),
+        Stage(tokens=256, rows=8, steps=450, rate=2e-3, end_rate=2e-3),
+        Stage(tokens=512, rows=8, steps=350, rate=2e-3, end_rate=1.5e-3),
+        Stage(tokens=1024, rows=4, steps=165, rate=1.5e-3, end_rate=1.323e-3, mix=LATE_MIX),
+        Stage(tokens=1024, rows=4, steps=70, rate=1.3e-3, end_rate=1.2e-3, mix=LAST_MIX),
+        Stage(tokens=2048, rows=2, steps=130, rate=1.2e-3, end_rate=2e-5, mix=LAST_MIX),
     )
 )
-BIASED = Plan(stages=(*SMALL, Stage(tokens=1024, rows=4, steps=300, rate=1.5e-3, end_rate=2e-5, mix=LATE_MIX)))
+BIASED = Plan(
+    stages=(
+        Stage(tokens=256, rows=8, steps=420, rate=2e-3, end_rate=2e-3),
+        Stage(tokens=512, rows=8, steps=140, rate=2e-3, end_rate=2e-5),
+    )
+)
 
 FAMILY = {
     member.name: member

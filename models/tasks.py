@@ -11,7 +11,7 @@ from random import Random
 
 from models.facts import NAMES, alias_chain, code_turn, digits, free_keys, interleave, key_pairs, trace_turn
 from models.scene import FORMS, Scene, Turn, World
-from models.words import KEY_WORDS
+from models.words import KEY_WORDS, NOUNS
 
 _RESERVE = 8  # tokens for <bos>, role markers, and a system text
 Task = Callable[[Random, World, int, int], Scene]
@@ -87,16 +87,16 @@ def copy(rng: Random, world: World, tokens: int, turns: int = 1) -> Scene:
     return Scene(" " + text, (Turn("\nAgain:", " " + text),))
 
 
-def relay(rng: Random, world: World, tokens: int, turns: int = 1) -> Scene:
-    """A programme of calls and its long report: ``heron calls otter; otter has 47; heron has 47.``
+def chain(rng: Random, world: World, tokens: int, turns: int = 1) -> Scene:
+    """A program of calls and its long report: ``heron calls otter; otter has lemon; heron has lemon.``
 
-    The prompt gives the first few numbers only. Every later line needs a number that the report itself told many lines
+    The prompt gives the first few things only. Every later line needs a thing that the report itself told many lines
     earlier: each name is called once, and of the names not yet called one of the older half.
     """
-    count = max(3, min(88, (tokens - 24 - _RESERVE) // 29))
-    names, first = rng.sample(KEY_WORDS, count), rng.randint(10, 99 - count)
-    roots = max(2, min(16, count // 4))
-    values = dict(zip(names, rng.sample(range(10, 100), roots), strict=False))
+    count = max(3, min(88, (tokens - 24 - _RESERVE) // 27))
+    roots, first = max(2, min(16, count // 4)), rng.randint(10, 99 - count)
+    names = rng.sample(NOUNS, count + roots)
+    values = {name: names.pop() for name in names[:roots]}
     program = [f"{name} has {value}" for name, value in values.items()]
     report, uncalled = list(program), names[:roots]
     for name in names[roots:]:
@@ -107,7 +107,7 @@ def relay(rng: Random, world: World, tokens: int, turns: int = 1) -> Scene:
         report.append(f"{name} calls {source}; {source} has {values[source]}; {name} has {values[name]}")
     told, facts = _numbered(first, [*report, "stop"]), _numbered(first, [*program, "stop"])
     turn = Turn("\nRun the program.", "\n" + "\n".join(told), "Run the program.", "\n".join(told))
-    room = tokens - 29 * count - 24 - _RESERVE
+    room = tokens - 27 * count - 24 - _RESERVE
     before = " ".join(world.filler(rng, room)) + "\n" if room > 40 else ""
     return Scene(before + "\n".join(facts), (turn,), tuple(facts))
 
@@ -121,7 +121,7 @@ def lm(rng: Random, world: World, tokens: int, turns: int = 0) -> Scene:
     return Scene(" ".join(world.filler(rng, tokens - _RESERVE)))
 
 
-TASKS: dict[str, Task] = {task.__name__: task for task in (niah, niah_free, mqar, vt, quote, copy, relay, lm)}
+TASKS: dict[str, Task] = {task.__name__: task for task in (niah, niah_free, mqar, vt, quote, copy, chain, lm)}
 
 
 @dataclass(frozen=True)
