@@ -33,12 +33,14 @@ MICRO = Plan(
         Stage(tokens=1024, rows=4, steps=165, rate=1.5e-3, end_rate=1.323e-3, mix=LATE_MIX),
         Stage(tokens=1024, rows=4, steps=70, rate=1.3e-3, end_rate=1.2e-3, mix=LAST_MIX),
         Stage(tokens=2048, rows=2, steps=130, rate=1.2e-3, end_rate=2e-5, mix=LAST_MIX),
+        Stage(tokens=1024, rows=4, steps=100, rate=1e-3, end_rate=1e-5, mix=LAST_MIX),
     )
 )
 BIASED = Plan(
     stages=(
         Stage(tokens=256, rows=8, steps=420, rate=2e-3, end_rate=2e-3),
         Stage(tokens=512, rows=8, steps=140, rate=2e-3, end_rate=2e-5),
+        Stage(tokens=1024, rows=4, steps=100, rate=1e-3, end_rate=1e-5, mix=LAST_MIX),
     )
 )
 

@@ -41,6 +41,7 @@ class Plan:
         Stage(tokens=1024, rows=2, steps=90, rate=6e-4, end_rate=1e-3, mix=LAST_MIX),
         Stage(tokens=2048, rows=2, steps=90, rate=1e-3, end_rate=6e-4, mix=LAST_MIX),
         Stage(tokens=4096, rows=1, steps=80, rate=6e-4, end_rate=1e-5, mix=LAST_MIX),
+        Stage(tokens=512, rows=8, steps=70, rate=6e-4, end_rate=1e-5, mix=LATE_MIX),
     )
     seed: int = 0
     warm_up: int = 50  # steps

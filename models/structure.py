@@ -18,7 +18,7 @@ CONSTANT = 0.25  # value of the embedding's channel 0 for all tokens: a bias tha
 SCALE = 0.02  # standard deviation of all that is not set below
 LOOK_BACK_GAIN, MATCH_GAIN = 2.5, 2.0
 FAST = 8  # number of the highest RoPE frequencies used for looking back
-LEAN = 3.0  # energy of a query's constant part, relative to the part that depends on the token
+LEAN = 15.0  # energy of a query's constant part, relative to the part that depends on the token
 KEY_LEAN = 1.0  # the same of keys, in the slowest channels only
 
 

@@ -7,9 +7,9 @@ import pytest
 
 pytest.importorskip("torch")
 
-from models.evaluate import CELLS, Cell, wilson  # noqa: E402
-from models.family import FAMILY  # noqa: E402
-from models.tasks import retrieval_prompt  # noqa: E402
+from models.evaluate import CELLS, Cell, wilson
+from models.family import FAMILY
+from models.tasks import retrieval_prompt
 
 MEMBERS = pytest.mark.parametrize("member", FAMILY.values(), ids=FAMILY)
 

@@ -61,11 +61,11 @@ def test_key_words_are_distinct():
     assert len(set(KEY_WORDS)) == len(KEY_WORDS)
 
 
-def test_a_relay_needs_numbers_that_its_own_report_told_long_ago(world):
-    """Behind the roots, no number of the report stands in the prompt beside the name that it is looked up by."""
-    scene = TASKS["relay"](Random(7), world, 2048)
+def test_a_chain_needs_things_that_its_own_report_told_long_ago(world):
+    """Behind the roots, no thing of the report stands in the prompt beside the name that it is looked up by."""
+    scene = TASKS["chain"](Random(7), world, 2048)
     report = scene.turns[0].chat_reply
-    calls = re.findall(r"(\w+) calls (\w+); \2 has (\d\d); \1 has \3\.", report)
+    calls = re.findall(r"(\w+) calls (\w+); \2 has (\w+); \1 has \3\.", report)
     roots = scene.context.count(" has ")
     told_before = [report.index(f" {source} has {value}.") for _, source, value in calls]
     needed = [report.index(f"; {source} has {value};") for _, source, value in calls]
