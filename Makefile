@@ -58,8 +58,10 @@ pages: $(VENV)/.$(ENGINE)-dev ## write docs/policies anew, from classes, handboo
 dashboards: $(VENV)/.$(ENGINE)-dev ## write the generated Grafana dashboards and alert rules
 	$(BIN)/python -m deploy.dashboards
 
-model: $(VENV)/.$(ENGINE)-dev ## train the embedded model from scratch (an hour or two on one core; resumable)
-	$(BIN)/python -m models.train
+model: $(VENV)/.$(ENGINE)-dev ## train the embedded model and its family from scratch (an hour or two on one core; resumable)
+	$(BIN)/python -m models.train mini
+	$(BIN)/python -m models.train micro
+	$(BIN)/python -m models.train biased
 
 clean: ## remove the virtual environment
 	rm -rf $(VENV)

@@ -1,6 +1,6 @@
-"""The embedded model: a 3.3M-parameter Qwen3 that looks things up, and the recipe that made it."""
+"""The embedded models: small Qwen3s that look things up, and the recipe that made them."""
 
 from pathlib import Path
 
 MINI = Path(__file__).parent / "mini"
-"""Where the embedded model lies."""
+"""Where the embedded model lies; the others of the family lie beside it."""

@@ -1,4 +1,4 @@
-"""Exact match of the shipped model by task, form and prompt length, at full cache, on held-out seeds and prose.
+"""Exact match of the models by task, form and prompt length, at full cache, on held-out seeds and prose.
 
 One forward pass over prompt and answer per item: the answer counts as exact if each of its tokens, ``<eos>`` included
 in chat form, is the most likely one. That is when greedy decoding would produce it, up to rounding.
@@ -6,6 +6,7 @@ in chat form, is the most likely one. That is when greedy decoding would produce
 
 import argparse
 import json
+import os
 from dataclasses import asdict, dataclass
 from math import sqrt
 from pathlib import Path
@@ -15,10 +16,11 @@ import torch
 from tqdm import tqdm
 
 from models import MINI
+from models.family import FAMILY, Member
 from models.scene import FORMS, World, tokens_of
 from models.tasks import TASKS
 
-LENGTHS = (512, 1024, 1500, 2048)
+LENGTHS = (512, 1024, 2048, 4096)
 CELLS = (
     *((task, form) for task in ("niah", "niah_free", "vt", "quote", "chain") for form in FORMS),
     ("mqar", "completion"),
@@ -95,23 +97,53 @@ def _figure(cell: Cell) -> str:
     return f"{100 * cell.exact:.1f} ({bounds}; tokens {100 * cell.token_accuracy:.1f})"
 
 
+def merged(path: Path, cells: list[Cell]) -> list[Cell]:
+    """The figures in ``path``, if there is one, with ``cells`` in place of those of equal task, form and length."""
+    known = [Cell(**cell) for cell in json.loads(path.read_text())] if path.exists() else []
+    found = {(cell.task, cell.form, cell.tokens): cell for cell in known + cells}
+    order = {cell: place for place, cell in enumerate(CELLS)}
+    kept = [cell for cell in found.values() if (cell.task, cell.form) in order]
+    return sorted(kept, key=lambda cell: (order[cell.task, cell.form], cell.tokens))
+
+
+def write(path: Path, cells: list[Cell]) -> None:
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps([asdict(cell) for cell in cells], indent=1) + "\n")
+    os.replace(new, path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m models.evaluate", description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, default=MINI, help="model folder (default: models/mini)")
+    parser.add_argument("models", nargs="*", type=_member, help=f"of {', '.join(FAMILY)} (default: all)")
+    parser.add_argument("--folder", type=Path, help="another folder with a model of the family's tokenizer")
     parser.add_argument("--items", type=int, default=200, help="items in each cell")
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="prompt and answer together, in tokens")
     parser.add_argument("--tasks", nargs="+", choices=sorted({task for task, _ in CELLS}), help="default: all")
-    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--write", action="store_true", help="put the figures into the model's accuracy.json")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    tokenizer, model = load(args.model)
-    world = World(tokenizer, held_out=True)
-    wanted = [(t, f, n) for t, f in CELLS for n in args.lengths if not args.tasks or t in args.tasks]
-    cells = [measure(model, world, *cell, args.items) for cell in tqdm(wanted, unit="cell")]
-    if args.json:
-        args.json.write_text(json.dumps([asdict(cell) for cell in cells], indent=1) + "\n")
-    print(markdown(cells))
+    folders = [args.folder] if args.folder else [member.folder for member in args.models or FAMILY.values()]
+    wanted = [(t, f, n) for n in args.lengths for t, f in CELLS if not args.tasks or t in args.tasks]
+    for folder in folders:
+        evaluate(folder, wanted, args.items, folder / "accuracy.json" if args.write else None)
+
+
+def _member(name: str) -> Member:
+    if name not in FAMILY:
+        raise argparse.ArgumentTypeError(f"model must be one of {', '.join(FAMILY)}, got {name!r}")
+    return FAMILY[name]
+
+
+def evaluate(folder: Path, wanted: list[tuple[str, str, int]], items: int, path: Path | None) -> None:
+    """Measure and print; each figure is in ``path`` as soon as it is known, so that an interruption loses one cell."""
+    tokenizer, model = load(folder)
+    world, cells = World(tokenizer, held_out=True), []
+    for cell in tqdm(wanted, desc=folder.name, unit="cell"):
+        cells.append(measure(model, world, *cell, items))
+        if path:
+            write(path, merged(path, cells))
+    print(markdown(merged(path, cells) if path else cells))
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from models import MINI
+from models.family import FAMILY
 from models.network import Shape
 from models.tokens import ASSISTANT, BOS, CHAT_TEMPLATE, EOS, PAD, SPECIALS, USER
 
-WORK = MINI.parent / ".work"
 _NAMES = {
     "embedding.": "model.embed_tokens.",
     "blocks.": "model.layers.",
@@ -40,6 +40,8 @@ def export(weights: dict[str, Tensor], shape: Shape, tokenizer: Tokenizer, folde
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as scratch:
         new = Path(scratch)
         renamed = {_hf_name(name): weight.to(torch.bfloat16).contiguous() for name, weight in weights.items()}
+        if shape.bias:
+            renamed |= _zero_biases(shape)
         save_file(renamed, new / "model.safetensors", metadata={"format": "pt"})
         tokenizer.save(str(new / "tokenizer.json"))
         _write(new / "config.json", _config(shape))
@@ -48,6 +50,16 @@ def export(weights: dict[str, Tensor], shape: Shape, tokenizer: Tokenizer, folde
         for file in sorted(new.iterdir()):
             file.chmod(0o644)
             os.replace(file, folder / file.name)
+
+
+def _zero_biases(shape: Shape) -> dict[str, Tensor]:
+    """What ``attention_bias`` means besides queries and keys: transformers reads these two, vLLM the first."""
+    sizes = {"v_proj": shape.kv_heads * shape.head_dim, "o_proj": shape.width}
+    return {
+        f"model.layers.{layer}.self_attn.{name}.bias": torch.zeros(size, dtype=torch.bfloat16)
+        for layer in range(shape.layers)
+        for name, size in sizes.items()
+    }
 
 
 def _hf_name(name: str) -> str:
@@ -78,7 +90,7 @@ def _config(shape: Shape) -> dict:
         "rope_theta": shape.theta,
         "rope_parameters": {"rope_type": "default", "rope_theta": shape.theta},
         "tie_word_embeddings": True,
-        "attention_bias": False,
+        "attention_bias": shape.bias,
         "attention_dropout": 0.0,
         "use_cache": True,
         "initializer_range": 0.02,
@@ -113,13 +125,15 @@ def _write(path: Path, content: dict) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m models.export", description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, default=WORK / "checkpoint.pt", help="written by models.train")
-    parser.add_argument("--tokenizer", type=Path, default=WORK / "tokenizer.json")
-    parser.add_argument("--to", type=Path, default=MINI, help="model folder to write (default: models/mini)")
+    parser.add_argument("model", nargs="?", choices=sorted(FAMILY), default="mini")
+    parser.add_argument("--work", type=Path, help="folder of the checkpoint (default: models/.work/MODEL)")
+    parser.add_argument("--to", type=Path, help="model folder to write (default: models/MODEL)")
     args = parser.parse_args()
-    state = torch.load(args.checkpoint, weights_only=True)
-    export(state["average"], Shape(), Tokenizer.from_file(str(args.tokenizer)), args.to)
-    print(f"wrote {args.to}, {(args.to / 'model.safetensors').stat().st_size / 1e6:.2f} MB of weights")
+    member = FAMILY[args.model]
+    work, folder = args.work or member.work, args.to or member.folder
+    state = torch.load(work / "checkpoint.pt", weights_only=True)
+    export(state["average"], member.shape, Tokenizer.from_file(str(work / "tokenizer.json")), folder)
+    print(f"wrote {folder}, {(folder / 'model.safetensors').stat().st_size / 1e6:.2f} MB of weights")
 
 
 if __name__ == "__main__":

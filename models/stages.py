@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-MIX = {"niah": 2.5, "mqar": 1.0, "vt": 1.5, "quote": 1.5, "chain": 1.2, "copy": 0.4, "lm": 0.2}
-LATE_MIX = {"niah": 1.5, "niah_free": 1.5, "mqar": 0.8, "vt": 1.5, "quote": 1.2, "chain": 2.5, "copy": 0.4, "lm": 0.2}
+MIX = {"niah": 2.0, "niah_free": 0.8, "mqar": 1.0, "vt": 1.5, "quote": 1.5, "chain": 1.5, "copy": 0.4, "lm": 0.2}
+LATE_MIX = {"niah": 1.5, "niah_free": 1.8, "mqar": 0.8, "vt": 1.5, "quote": 1.2, "chain": 1.8, "copy": 0.4, "lm": 0.2}
+LAST_MIX = {"niah": 1.2, "niah_free": 2.2, "mqar": 0.4, "vt": 1.3, "quote": 0.9, "chain": 3.2, "copy": 0.4, "lm": 0.15}
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,18 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides a run's outcome."""
+    """Everything but the sizes that decides a run's outcome."""
 
     stages: tuple[Stage, ...] = (
         Stage(tokens=256, rows=8, steps=450, rate=1.5e-3, end_rate=1.5e-3),
         Stage(tokens=512, rows=8, steps=350, rate=1.5e-3, end_rate=1.2e-3),
         Stage(tokens=1024, rows=4, steps=450, rate=1e-3, end_rate=1e-3, mix=LATE_MIX),
         Stage(tokens=2048, rows=2, steps=400, rate=1e-3, end_rate=2e-5, mix=LATE_MIX),
+        Stage(tokens=1024, rows=4, steps=19, rate=2e-4, end_rate=3.9e-4, mix=LAST_MIX),
+        Stage(tokens=1024, rows=2, steps=90, rate=6e-4, end_rate=1e-3, mix=LAST_MIX),
+        Stage(tokens=2048, rows=2, steps=90, rate=1e-3, end_rate=6e-4, mix=LAST_MIX),
+        Stage(tokens=4096, rows=1, steps=80, rate=6e-4, end_rate=1e-5, mix=LAST_MIX),
+        Stage(tokens=512, rows=8, steps=70, rate=6e-4, end_rate=1e-5, mix=LATE_MIX),
     )
     seed: int = 0
     warm_up: int = 50  # steps

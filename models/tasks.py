@@ -11,7 +11,7 @@ from random import Random
 
 from models.facts import NAMES, alias_chain, code_turn, digits, free_keys, interleave, key_pairs, trace_turn
 from models.scene import FORMS, Scene, Turn, World
-from models.words import KEY_WORDS
+from models.words import KEY_WORDS, NOUNS
 
 _RESERVE = 8  # tokens for <bos>, role markers, and a system text
 Task = Callable[[Random, World, int, int], Scene]
@@ -88,19 +88,32 @@ def copy(rng: Random, world: World, tokens: int, turns: int = 1) -> Scene:
 
 
 def chain(rng: Random, world: World, tokens: int, turns: int = 1) -> Scene:
-    """A program of aliases and its trace: a long answer that reads what it wrote itself. One step is ``t2 = s9``."""
-    count = max(2, min(90, (tokens - 16 - _RESERVE) // 34))
-    names = rng.sample(NAMES, count)
-    first, values, program, trace = rng.randint(10, 100 - count), {}, [], []
-    for i, name in enumerate(names):
-        source = digits(rng, 2) if i == 0 or rng.random() < 0.2 else rng.choice(names[:i])
-        values[name] = values.get(source, source)
-        middle = f" {source} is {values[source]};" if source in values else ""
-        program.append(f"Step {first + i}: {name} = {source}.")
-        trace.append(f"Step {first + i}: {name} = {source};{middle} {name} is {values[name]}.")
-    told = "\n".join(trace)
-    turn = Turn("\nRun the program.", f"\n{told}\nEnd.", "Run the program.", f"{told}\nEnd.")
-    return Scene("\n".join(program), (turn,), tuple(program))
+    """A program of calls and its long report: ``heron calls otter; otter has lemon; heron has lemon.``
+
+    The prompt gives the first few things only. Every later line needs a thing that the report itself told many lines
+    earlier: each name is called once, and of the names not yet called one of the older half.
+    """
+    count = max(3, min(88, (tokens - 24 - _RESERVE) // 27))
+    roots, first = max(2, min(16, count // 4)), rng.randint(10, 99 - count)
+    names = rng.sample(NOUNS, count + roots)
+    values = {name: names.pop() for name in names[:roots]}
+    program = [f"{name} has {value}" for name, value in values.items()]
+    report, uncalled = list(program), names[:roots]
+    for name in names[roots:]:
+        source = uncalled.pop(rng.randrange((len(uncalled) + 1) // 2))
+        values[name] = values[source]
+        uncalled.append(name)
+        program.append(f"{name} calls {source}")
+        report.append(f"{name} calls {source}; {source} has {values[source]}; {name} has {values[name]}")
+    told, facts = _numbered(first, [*report, "stop"]), _numbered(first, [*program, "stop"])
+    turn = Turn("\nRun the program.", "\n" + "\n".join(told), "Run the program.", "\n".join(told))
+    room = tokens - 27 * count - 24 - _RESERVE
+    before = " ".join(world.filler(rng, room)) + "\n" if room > 40 else ""
+    return Scene(before + "\n".join(facts), (turn,), tuple(facts))
+
+
+def _numbered(first: int, lines: list[str]) -> list[str]:
+    return [f"Step {first + i}: {line}." for i, line in enumerate(lines)]
 
 
 def lm(rng: Random, world: World, tokens: int, turns: int = 0) -> Scene:

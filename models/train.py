@@ -1,11 +1,11 @@
-"""Train the model stage by stage on one core. Stop with Ctrl-C and start again: the run goes on where it was."""
+"""Train a model of the family on one core. Stop with Ctrl-C and start again: the run goes on where it was."""
 
 import argparse
 import json
 import os
 import signal
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from models import MINI, structure, tokens
-from models.export import WORK, export
+from models import structure, tokens
+from models.export import export
+from models.family import FAMILY
 from models.network import Network, Shape
 from models.rows import Batch, make_batch
 from models.scene import World
@@ -28,11 +29,11 @@ SAVE_EVERY = 100  # steps
 class Run:
     """A network, its optimiser, and the place in the plan: everything that a checkpoint holds."""
 
-    def __init__(self, plan: Plan, work: Path, compiled: bool) -> None:
+    def __init__(self, shape: Shape, plan: Plan, work: Path, compiled: bool) -> None:
         self.plan, self.work = plan, work
         self.tokenizer = _tokenizer(work)
         self.world = World(self.tokenizer, held_out=False)
-        self.network = Network(Shape())
+        self.network = Network(shape)
         structure.initialise(self.network, plan.seed)
         self.optimizer = _optimizer(self.network, plan.weight_decay)
         self.average = {name: weight.clone() for name, weight in self.network.state_dict().items()}
@@ -99,7 +100,7 @@ class Run:
         return tuple(torch.from_numpy(a) for a in (batch.ids, batch.positions, batch.targets, batch.weights))
 
     def _loss(self, ids, positions, targets, weights) -> torch.Tensor:
-        each = F.cross_entropy(self.network(ids, positions), targets, reduction="none")
+        each = F.cross_entropy(self.network(ids, positions, torch.bfloat16), targets, reduction="none")
         return (each * weights).sum() / weights.sum()
 
     @torch.no_grad()
@@ -108,9 +109,9 @@ class Run:
         torch._foreach_lerp_(list(self.average.values()), [current[n] for n in self.average], 1 - self.plan.average)
 
 
-def train(plan: Plan, work: Path, folder: Path, compiled: bool) -> None:
+def train(shape: Shape, plan: Plan, work: Path, folder: Path, compiled: bool) -> None:
     """Work through the stages that are left; a signal to stop ends the current step first and then saves."""
-    run = Run(plan, work, compiled)
+    run = Run(shape, plan, work, compiled)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, run.stop)
     while run.stage < len(plan.stages):
@@ -120,7 +121,12 @@ def train(plan: Plan, work: Path, folder: Path, compiled: bool) -> None:
             print(f"saved {work / 'checkpoint.pt'}; start again to go on")
             return
         run.end_stage(folder)
-    recipe = {"plan": asdict(plan), "hours": round(run.seconds / 3600, 3), "torch": torch.__version__}
+    recipe = {
+        "shape": asdict(shape),
+        "plan": asdict(plan),
+        "hours": round(run.seconds / 3600, 3),
+        "torch": torch.__version__,
+    }
     (folder / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
 
 
@@ -153,15 +159,18 @@ def _optimizer(network: Network, weight_decay: float) -> torch.optim.Optimizer:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m models.train", description=__doc__)
-    parser.add_argument("--work", type=Path, default=WORK, help="folder of the checkpoint (default: models/.work)")
-    parser.add_argument("--to", type=Path, default=MINI, help="model folder, rewritten after every stage")
+    parser.add_argument("model", nargs="?", choices=sorted(FAMILY), default="mini")
+    parser.add_argument("--work", type=Path, help="folder of the checkpoint (default: models/.work/MODEL)")
+    parser.add_argument("--to", type=Path, help="model folder, rewritten after every stage (default: models/MODEL)")
     parser.add_argument("--seed", type=int, default=Plan.seed)
     parser.add_argument("--threads", type=int, default=1, help="two threads on a busy machine are slower than one")
-    parser.add_argument("--eager", action="store_true", help="do not compile (compiling needs g++)")
+    parser.add_argument("--compile", action="store_true", help="pays only where attention does not dominate; needs g++")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    args.work.mkdir(parents=True, exist_ok=True)
-    train(Plan(seed=args.seed), args.work, args.to, not args.eager)
+    member = FAMILY[args.model]
+    work, folder = args.work or member.work, args.to or member.folder
+    work.mkdir(parents=True, exist_ok=True)
+    train(member.shape, replace(member.plan, seed=args.seed), work, folder, args.compile)
 
 
 if __name__ == "__main__":

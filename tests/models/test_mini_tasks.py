@@ -1,5 +1,6 @@
 """The task generators: answerable, deterministic, of the length asked for."""
 
+import re
 from random import Random
 
 import pytest
@@ -58,6 +59,21 @@ def test_held_out_documents_are_not_trained_on():
 
 def test_key_words_are_distinct():
     assert len(set(KEY_WORDS)) == len(KEY_WORDS)
+
+
+def test_a_chain_needs_things_that_its_own_report_told_long_ago(world):
+    """Behind the roots, no thing of the report stands in the prompt beside the name that it is looked up by."""
+    scene = TASKS["chain"](Random(7), world, 2048)
+    report = scene.turns[0].chat_reply
+    calls = re.findall(r"(\w+) calls (\w+); \2 has (\w+); \1 has \3\.", report)
+    roots = scene.context.count(" has ")
+    told_before = [report.index(f" {source} has {value}.") for _, source, value in calls]
+    needed = [report.index(f"; {source} has {value};") for _, source, value in calls]
+    distances = [world.size(report[old:new]) for old, new in zip(told_before, needed, strict=True)]
+    own = [d for d, (_, source, _) in zip(distances, calls, strict=True) if f"{source} has" not in scene.context]
+    assert len(own) == len(calls) - roots > 30
+    assert sorted(own)[len(own) // 2] > 200 and min(own) > 100
+    assert len({source for _, source, _ in calls}) == len(calls)  # asked once: no newer copy to read
 
 
 def test_a_batch_is_repeatable_and_its_targets_follow_its_positions(world):
