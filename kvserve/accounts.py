@@ -142,7 +142,7 @@ class Accounts:
 
     def snapshot(self, now: float) -> str | None:
         """The totals as text, at most a few times a second, and at once when the last request ends."""
-        running = self._scheduler.running
+        running, waiting = self._users()
         if running and now - self._sent < SNAPSHOT_SECONDS:
             return None
         self._sent = now
@@ -154,13 +154,21 @@ class Accounts:
             "full_bytes": sum(full for _, full in held),
             "running": [self._shown(*pair) for pair in zip(running[:SHOWN], held, strict=False)],
             "requests_running": len(running),
-            "requests_waiting": self._scheduler.get_request_counts()[1],
+            "requests_waiting": waiting,
         }
         if not self._changed and state.items() <= vars(self.totals).items():
             return None
         vars(self.totals).update(state)
         self._changed = False
         return self.totals.dump()
+
+    def _users(self) -> tuple[list[Request], int]:
+        """Running requests and the number of waiting ones, without the replays of a canary."""
+        running, waiting = self._scheduler.running, self._scheduler.get_request_counts()[1]
+        if not (canaries := self._scheduler.kv_canaries):
+            return running, waiting
+        users = [request for request in running if request.request_id not in canaries]
+        return users, waiting - (len(canaries) - (len(running) - len(users)))
 
     def _shown(self, request: Request, held: tuple[int, int]) -> Running:
         """One line of the list of running requests; `held` as by `held_bytes`."""

@@ -28,6 +28,7 @@ class CompressibleManager(FullAttentionManager):
         super().__init__(*args, **kwargs)
         self.offset: dict[str, int] = {}
         self.peak: dict[str, int] = {}  # admission cap of requests that compact between prefill chunks
+        self.unpublished: set[str] = set()  # requests that leave nothing in the prefix cache
 
     @property
     def has_positionally_stable_blocks(self) -> bool:
@@ -64,7 +65,7 @@ class CompressibleManager(FullAttentionManager):
 
     def cache_blocks(self, request: Request, *args: Any, **kwargs: Any) -> None:
         # A compacted cache depends on the policy: it must never be found under the hash of the prompt.
-        if request.request_id not in self.offset:
+        if request.request_id not in self.offset and request.request_id not in self.unpublished:
             super().cache_blocks(request, *args, **kwargs)
 
     # -- it shrinks ----------------------------------------------------------------------------------

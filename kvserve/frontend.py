@@ -89,6 +89,8 @@ def wrap(process_inputs: Callable[..., Any]) -> Callable[..., Any]:
 def _settle(request: Any, policy: Policy | None, vllm_config: Any) -> None:
     """Check the request and write its policy, now explicit, into its own copy of the parameters."""
     params = request.sampling_params
+    if wire.CANARY in (params.extra_args or {}):
+        del params.extra_args[wire.CANARY]  # a client that would hide from the books
     tokens = request.prompt_token_ids if request.prompt_token_ids is not None else request.prompt_embeds
     check(policy, len(tokens), params, vllm_config)
     if policy is not None:

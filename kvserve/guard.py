@@ -27,6 +27,7 @@ def _overridden() -> dict[Any, str]:
     from vllm.v1.attention.backend import AttentionMetadataBuilder
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager, SingleTypeKVCacheManager
+    from vllm.v1.engine.core_client import AsyncMPClient, DPAsyncMPClient
     from vllm.v1.engine.input_processor import InputProcessor
     from vllm.v1.engine.output_processor import OutputProcessor
     from vllm.v1.worker.block_table import BlockTable
@@ -55,6 +56,10 @@ def _overridden() -> dict[Any, str]:
         "tokenization_kwargs trace_headers priority data_parallel_rank resumable session_id kv_hints",
         OutputProcessor.process_outputs: "self engine_core_outputs engine_core_timestamp iteration_stats "
         "weight_version",
+        OutputProcessor._finish_request: "self req_state",
+        AsyncMPClient.add_request_async: "self request",
+        AsyncMPClient.abort_requests_async: "self request_ids",
+        DPAsyncMPClient.add_request_async: "self request",
         OutputProcessor.do_tracing: "self engine_core_output req_state iteration_stats",
     }
 

@@ -23,6 +23,14 @@ class KVOptions(BaseModel):
         description="File made by `kvserve calibrate`, for the policies that need one; without it, "
         "kvserve/calibration.safetensors in the model's folder if there is one",
     )
+    canary: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Share of the finished compressed requests, 0 to 1, whose answers are compared with the full "
+        "cache's choices while the engine is idle: kvserve_quality_agreement on /metrics",
+    )
     trace: bool = Field(False, description="Tests only: keep every selection in the worker")
 
     @classmethod

@@ -11,6 +11,7 @@ from kvserve.policy import Policy
 
 KEY = "kv_policy"  # in SamplingParams.extra_args: canonical JSON of the policy
 CALL = "kv_call"  # in SamplingParams.extra_args: id under which the API process files the outcome
+CANARY = "kv_canary"  # in SamplingParams.extra_args, never from a client: see `kvserve.replay`
 
 
 def parse(value: Any) -> Policy:
@@ -40,6 +41,12 @@ def compressing(extra_args: dict[str, Any] | None) -> Policy | None:
     value = (extra_args or {}).get(KEY)
     policy = None if value is None else parse(value)
     return policy if policy is not None and policy.compresses else None
+
+
+def judged_from(extra_args: dict[str, Any] | None) -> int | None:
+    """Tokens before the answer that a canary's request asks about; None for the requests of clients."""
+    value = (extra_args or {}).get(CANARY)
+    return value if isinstance(value, int) else None
 
 
 def shown_budget(policy: Policy) -> int | float | None:

@@ -18,6 +18,7 @@ from kvserve.guard import refuse_unsupported
 from kvserve.options import KVOptions
 from kvserve.plan import KVSchedulerOutput, Plan
 from kvserve.planner import Planner
+from kvserve.replay import CHUNK
 from kvserve.stats import Outcome
 from kvserve.tracked import Tracked
 
@@ -29,6 +30,7 @@ class _Compressing:
         super().__init__(*args, **kwargs)
         refuse_unsupported(self.vllm_config)  # type: ignore[attr-defined]
         self.kv_requests: dict[str, Tracked] = {}
+        self.kv_canaries: dict[str, int] = {}  # replays of a canary: tokens before the answer they are about
         self.kv = Accounts(self)
         if (default := KVOptions.of(self.vllm_config).policy) is not None:  # type: ignore[attr-defined]
             wire.parse(default).check(self.kv.facts)  # better no server than one that refuses every request
@@ -38,6 +40,8 @@ class _Compressing:
 
     def add_request(self, request: Request) -> None:
         params = request.sampling_params
+        if (judged := wire.judged_from(params.extra_args if params else None)) is not None:
+            self._kv_admit_canary(request, judged)
         tracked = Tracked.of(params.extra_args if params else None)
         if tracked is not None and request.request_id not in self.kv_requests:
             self.kv_requests[request.request_id] = tracked
@@ -56,25 +60,38 @@ class _Compressing:
             elif not tracked.whole:
                 manager.peak[request.request_id] = policy.chunked_peak(tokens, facts.chunk)
 
+    def _kv_admit_canary(self, request: Request, judged: int) -> None:
+        """A replay reads the prefix cache and leaves nothing in it."""
+        self.kv_canaries[request.request_id] = judged
+        for manager in self.kv.managers.values():
+            manager.unpublished.add(request.request_id)
+
     def _get_local_prefix_cache_hit(self, request: Request) -> tuple[Any, int, int, bool]:
-        """A hit skips queries; leave to compute those that the policy wants to see: the last ones, or all."""
+        """A hit skips queries; leave to compute those that the policy, or a canary, wants: the last ones, or all."""
         blocks, hit, boundary, diverged = super()._get_local_prefix_cache_hit(request)  # type: ignore[misc]
-        tracked = self.kv_requests.get(request.request_id)
-        if tracked is not None and hit > (limit := self._kv_hit_limit(request, tracked)):
+        if hit > (limit := self._kv_hit_limit(request)):
             hit = limit
             blocks = self.kv_cache_manager.truncate_computed_blocks(blocks, hit)  # type: ignore[attr-defined]
+        if request.request_id in self.kv_canaries:
+            request.skip_reading_prefix_cache = True  # it has read: this keeps it out of vLLM's hit rate
         return blocks, hit, boundary, diverged
 
-    def _kv_hit_limit(self, request: Request, tracked: Tracked) -> int:
+    def _kv_hit_limit(self, request: Request) -> int:
         """Tokens, in whole blocks, that may come from the prefix cache."""
-        prompt = tracked.policy.prompt_of(request.num_tokens)
-        least = max(tracked.queries_seen, 1)  # a prompt is compacted before the step after the one that ends it
-        limit = int(max(0, prompt - least))
+        if (judged := self.kv_canaries.get(request.request_id)) is not None:
+            limit = judged - 1  # the last token of the prompt speaks of the first one of the answer
+        elif (tracked := self.kv_requests.get(request.request_id)) is not None:
+            least = max(tracked.queries_seen, 1)  # a prompt is compacted before the step after the one that ends it
+            limit = int(max(0, tracked.policy.prompt_of(request.num_tokens) - least))
+        else:
+            return int(request.num_tokens)
         return limit - limit % self.block_size  # type: ignore[attr-defined,no-any-return]
 
     def _reserve_prefill_lookahead(self, request: Request, num_computed_tokens: int, num_new_tokens: int) -> int:
         """vLLM's last word on how many tokens a step computes of a request."""
         new: int = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)  # type: ignore[misc]
+        if request.request_id in self.kv_canaries:
+            return min(new, CHUNK)
         tracked = self.kv_requests.get(request.request_id)
         if tracked is None or tracked.policy.at is None:
             return new
@@ -124,9 +141,11 @@ class _Compressing:
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         tracked = self.kv_requests.pop(request.request_id, None)
-        outcome = self.kv.finished(request, tracked)
+        canary = self.kv_canaries.pop(request.request_id, None) is not None
+        outcome = None if canary else self.kv.finished(request, tracked)
         for manager in self.kv.managers.values():
             manager.peak.pop(request.request_id, None)
+            manager.unpublished.discard(request.request_id)
         transfer, encoder = super()._free_request(request, *args, **kwargs)  # type: ignore[misc]
         if tracked is not None and outcome is not None and tracked.call is not None:
             transfer = {**(transfer or {}), **_record(tracked, outcome)}
@@ -146,6 +165,7 @@ class _Compressing:
             manager.check_integrity()
             assert set(manager.offset) <= set(self.kv_requests), "offset of a request that is gone"
             assert set(manager.peak) <= set(self.kv_requests), "admission cap of a request that is gone"
+            assert manager.unpublished == set(self.kv_canaries), "mark of a replay that is gone"
         assert set(self.kv_requests) <= set(self.requests), "tracked request that vLLM does not know"  # type: ignore[attr-defined]
 
 

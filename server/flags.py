@@ -13,6 +13,7 @@ FLAGS = {
     "groups": (int, "N"),
     "resident_tokens": (int, "N"),
     "calibration": (str, "FILE"),
+    "canary": (float, "RATE"),
 }
 """Fields of KVOptions that operators set: type and how help shows the value."""
 
