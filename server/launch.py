@@ -35,10 +35,20 @@ def switch_on(args: Namespace) -> None:
         setattr(args, flag, value)
     if getattr(args, "grpc", False) or os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"):
         raise UsageError("kvserve needs vLLM's Python HTTP server; leave out --grpc and VLLM_USE_RUST_FRONTEND")
+    if options.canary and (servers := _api_servers(args)) > 1:
+        raise UsageError(
+            f"--kv-canary {options.canary:g} needs one API process, as none sees the requests of the others, and this "
+            f"server would have {servers}; add --api-server-count 1"
+        )
     args.additional_config = {
         **(args.additional_config or {}),
         "kvserve": options.model_dump(exclude_defaults=True),
     }
+
+
+def _api_servers(args: Namespace) -> int:
+    """API processes that vLLM will start: one for each engine, unless told otherwise."""
+    return int(getattr(args, "api_server_count", None) or getattr(args, "data_parallel_size", None) or 1)
 
 
 def choose_model(args: Namespace) -> bool:

@@ -25,6 +25,7 @@ from kvserve.guard import vllm_version
 from kvserve.options import switched_on
 from kvserve.stats import SECONDS, SHARES, Histogram, load
 from server.board import Board, View, board
+from server.canary import QUALITY, Findings
 
 COUNTERS = {
     "requests": ("kvserve_requests", "Requests finished"),
@@ -43,6 +44,18 @@ HISTOGRAMS = {
     "seconds": ("kvserve_compaction_seconds", "Time that one compaction took on a worker, seconds", SECONDS),
     "kept": ("kvserve_kept_fraction", "Share of a request's tokens still held at its end", SHARES),
 }
+QUALITIES = {
+    "agreement": (
+        "kvserve_quality_agreement",
+        "Share of a compressed greedy request's tokens that are the full cache's first choice after the same tokens "
+        "(canary)",
+    ),
+    "same_prefix": (
+        "kvserve_quality_same_prefix",
+        "Share of a compressed greedy request's tokens before the first that the full cache would not have chosen "
+        "(canary)",
+    ),
+}
 
 _exported: WeakSet[CollectorRegistry] = WeakSet()
 
@@ -60,6 +73,8 @@ class KVCollector(Collector):
             yield self._rejections(view)
             yield from self._engine(view)
             yield from self._policies(view)
+            if self._board.findings is not None:
+                yield from self._canary(self._board.findings)
 
     def _build_info(self) -> Metric:
         info = GaugeMetricFamily("kvserve_build_info", "Versions; the value is always 1", labels=["version", "vllm"])
@@ -112,6 +127,27 @@ class KVCollector(Collector):
                 value: Histogram = getattr(totals, field)
                 family.add_metric([model, policy], buckets(edges, value), value.total)
             yield family
+
+    def _canary(self, findings: Findings) -> Iterator[Metric]:
+        model = self._board.model_name
+        for field, (name, text) in QUALITIES.items():
+            family = HistogramMetricFamily(name, text, labels=["model_name", "policy"])
+            for policy, quality in findings.quality[field].copy().items():
+                family.add_metric([model, policy], buckets(QUALITY, quality), quality.total)
+            yield family
+        for name, text, label, counts in (
+            ("kvserve_canary_replays", "Replays of the canary by what became of them", "outcome", findings.outcomes),
+            ("kvserve_canary_skipped", "Requests that the canary cannot judge", "reason", findings.skipped),
+        ):
+            counter = CounterMetricFamily(name, text, labels=["model_name", label])
+            for value_of_label, count in counts.items():
+                counter.add_metric([model, value_of_label], count)
+            yield counter
+        waiting = GaugeMetricFamily(
+            "kvserve_canary_waiting", "Replays that wait for an idle engine", labels=["model_name"]
+        )
+        waiting.add_metric([model], findings.waiting)
+        yield waiting
 
 
 def buckets(edges: tuple[float, ...], histogram: Histogram) -> list[tuple[str, float]]:

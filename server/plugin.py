@@ -1,5 +1,6 @@
 """The entry point through which vLLM's API server loads kvserve's routes."""
 
+import asyncio
 from argparse import Namespace
 from typing import Any
 
@@ -28,5 +29,7 @@ class KVEndpoints:
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
         """Called when the engine is up. Raises PolicyError, which ends the server, for a bad default."""
-        state.kvserve = Service.over(engine_client)
+        state.kvserve = service = Service.over(engine_client)
+        if service.canary is not None:
+            state.kvserve_canary = asyncio.create_task(service.canary.run())  # the loop itself holds tasks weakly
         ending.watch(engine_client, state)

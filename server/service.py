@@ -5,8 +5,10 @@ from typing import Any
 
 from starlette.requests import Request
 
+from kvserve.errors import PolicyError
 from kvserve.options import KVOptions, switched_on
 from server.board import Board, board
+from server.canary import Canary
 from server.choice import Choice
 from server.ledger import Ledger
 
@@ -19,6 +21,7 @@ class Service:
     board: Board
     options: KVOptions
     ledger: Ledger = field(default_factory=Ledger)
+    canary: Canary | None = None
 
     @classmethod
     def of(cls, request: Request) -> "Service":
@@ -37,6 +40,9 @@ class Service:
             service.ledger.watch(engine_client.output_processor)
             _trace(engine_client.output_processor, service.ledger)
             _observe(board)
+            if options.canary:
+                service.canary = _canary(engine_client, options.canary)
+                board.findings = service.canary.findings
         return service
 
 
@@ -44,6 +50,18 @@ def _facts(vllm_config: Any) -> Any:
     from kvserve.frontend import facts  # imports vLLM's engine, which a server without kvserve does not need
 
     return facts(vllm_config)
+
+
+def _canary(engine_client: Any, rate: float) -> Canary:
+    """Raises PolicyError if this server cannot have one."""
+    from kvserve.replay import refusal
+    from server.tap import ClientEngine, Tap
+
+    if (why := refusal(engine_client.vllm_config)) is not None:
+        raise PolicyError(f"no canary (--kv-canary {rate:g}): {why}", reason="unsupported")
+    canary = Canary(rate, ClientEngine(engine_client))
+    Tap(engine_client, canary)
+    return canary
 
 
 def _trace(output_processor: Any, ledger: Ledger) -> None:
