@@ -159,6 +159,13 @@ def _read(q, entries):
     return ((q[:, None] * keys).sum(-1) / 4).softmax(-1)[:, None].matmul(values).flatten()
 
 
+def test_a_mixture_is_of_normed_queries_and_keys(model, parameters, ids):
+    """As in the released code: what is scaled before its norm counts as before, also in a mixture."""
+    grown = {name: 3 * tensor if name.endswith(("q_proj", "k_proj")) else tensor for name, tensor in parameters.items()}
+    ours, theirs = (ksa_logits(model, made, ids, WINDOW, KINDS, mix=0.3) for made in (parameters, grown))
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+
+
 def test_greedy_continues_with_the_most_likely(model, parameters, ids):
     made = greedy(model, parameters, ids, 5, WINDOW, KINDS)
     choices = ksa_logits(model, parameters, ids + made, WINDOW, KINDS).argmax(-1)

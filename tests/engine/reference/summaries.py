@@ -79,7 +79,7 @@ def ksa(
             _projected(attention, name, y, n, parameters[f"layers.{number}.{name}"], mix)
             for name in ("q_proj", "k_proj", "v_proj")
         )
-        q, k = (_turned(norm(part), cosine, sine) for norm, part in ((attention.q_norm, q), (attention.k_norm, k)))
+        q, k = (_turned(part, cosine, sine) for part in (q, k))
         q, k, v = (part.transpose(0, 1) for part in (q, k, v))
         x = x + attention.o_proj(_attended(q, k, v, visible(n, window, kind, chunk)))
         x = x + block.mlp(block.post_attention_layernorm(x))
@@ -106,10 +106,10 @@ def greedy(
 
 
 def _projected(attention, name: str, y: Tensor, n: int, own: Tensor, mix: float) -> Tensor:
-    """(rows, heads, head_dim): text rows by the model's projection, summary rows by the mixture of both."""
-    base = getattr(attention, name)
-    mixed = mix * F.linear(y[n:], own.float()) + (1 - mix) * base(y[n:])
-    return torch.cat((base(y[:n]), mixed)).unflatten(-1, (-1, attention.head_dim))
+    """(rows, heads, head_dim): text by the model, summaries by the mixture of both behind the norms."""
+    base, norm = getattr(attention, name), getattr(attention, name.replace("proj", "norm"), lambda x: x)
+    text, summary = (norm(x.unflatten(-1, (-1, attention.head_dim))) for x in (base(y), F.linear(y[n:], own.float())))
+    return torch.cat((text[:n], mix * summary + (1 - mix) * text[n:]))
 
 
 def _turned(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
