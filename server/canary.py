@@ -57,9 +57,14 @@ class Findings:
         self.skipped: Counter[str] = Counter(dict.fromkeys(UNFIT, 0))
         self.waiting = 0
 
+    def expect(self, policy: str) -> None:
+        """Show zeros, so that a rate counts the first judgement too."""
+        for histograms in self.quality.values():
+            histograms.setdefault(policy, Histogram.over(QUALITY))
+
     def judge(self, policy: str, judgement: Judgement) -> None:
         for name, share in judgement._asdict().items():
-            self.quality[name].setdefault(policy, Histogram.over(QUALITY)).add(QUALITY, share)
+            self.quality[name][policy].add(QUALITY, share)
         self.outcomes["judged"] += 1
 
 
@@ -143,6 +148,7 @@ class Canary:
         self.findings.skipped[reason] += 1
 
     def keep(self, replay: Replay) -> None:
+        self.findings.expect(replay.policy)
         self._queue.add(Task(replay))
 
     # -- replays --------------------------------------------------------------------------------------

@@ -2,17 +2,19 @@
 
 from typing import Any
 
-from deploy.dashboards.promql import COMPACTION, POOL_USE, REJECTIONS, RUNNING, WAITING
+from deploy.dashboards.promql import AGREEMENT, COMPACTION, POOL_USE, REJECTIONS, RUNNING, WAITING
 
 PER_SERVER = "job, instance, model_name"
 POOL_FULL = 0.95
 TIMES_USUAL = 3
 FEWEST_REJECTED = 20
 BUSY = 0.10
+AGREED = 0.90
+FEWEST_JUDGED = 20
 
 
 def groups() -> list[dict[str, Any]]:
-    return [{"name": "kvserve", "rules": [_pool_pressure(), _rejections(), _compaction_share()]}]
+    return [{"name": "kvserve", "rules": [_pool_pressure(), _rejections(), _compaction_share(), _quality()]}]
 
 
 def operator_resource() -> dict[str, Any]:
@@ -63,6 +65,22 @@ def _compaction_share() -> dict[str, Any]:
         "10m",
         "{{ $labels.instance }} spends {{ $value | humanizePercentage }} of its time in compactions",
         "Find the policy on the dashboard; a larger slack compacts less often, and some policies are cheaper.",
+        "Policies",
+    )
+
+
+def _quality() -> dict[str, Any]:
+    def judged(function: str, part: str) -> str:
+        return f"sum by ({PER_SERVER}, policy) ({function}({AGREEMENT}_{part}[6h]))"
+
+    low = f"{judged('rate', 'sum')} / {judged('rate', 'count')} < {AGREED}"
+    return _rule(
+        "KVQualityLow",
+        f"{low} and {judged('increase', 'count')} > {FEWEST_JUDGED}",
+        "15m",
+        "{{ $labels.policy }} on {{ $labels.instance }} agrees with the full cache in "
+        "{{ $value | humanizePercentage }} of tokens",
+        "What the canary judged in the last 6 hours. Raise the budget of these requests, or choose another policy.",
         "Policies",
     )
 

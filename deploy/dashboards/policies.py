@@ -4,16 +4,27 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from deploy.dashboards import frame, promql
 from deploy.dashboards.panels import COSTLY, EVENTS, REQUESTS, SHARE, TOKENS, UNWANTED, Panel, Query, latencies
-from deploy.dashboards.promql import COMPACTION, KEPT, POLICY, REJECTIONS
+from deploy.dashboards.promql import AGREEMENT, COMPACTION, KEPT, POLICY, REJECTIONS
 
 EVICTED, MERGED = "kvserve_tokens_evicted_total", "kvserve_tokens_merged_total"
 COMPACTIONS, FREED = "kvserve_compactions_total", "kvserve_blocks_freed_total"
 RELIEVED = "kvserve_pressure_compactions_total"
+SAME_PREFIX = "kvserve_quality_same_prefix"
+REPLAYS, SKIPPED, QUEUED = "kvserve_canary_replays_total", "kvserve_canary_skipped_total", "kvserve_canary_waiting"
 BUSY = f"{COMPACTION}_sum"
 
 
 def by_policy(metric: str) -> list[Query]:
     return [Query(promql.rate(metric, "policy", POLICY), "{{policy}}")]
+
+
+def changed(by: str) -> str:
+    """Answers of which less than 99.9 % agree."""
+    return promql.rate(f"{AGREEMENT}_bucket", by, f'{POLICY}, le="0.999"')
+
+
+def judged(by: str) -> str:
+    return promql.rate(f"{AGREEMENT}_count", by, POLICY)
 
 
 TILES = [
@@ -72,6 +83,54 @@ KEPT_SHARES = [
         [Query(promql.quantile(share, KEPT, POLICY), f"p{share * 100:.0f}") for share in (0.1, 0.5, 0.9)],
         SHARE,
         top=1,
+    ),
+]
+
+QUALITY = [
+    Panel(
+        "Token agreement by policy",
+        "With `--kv-canary`: share of the tokens of a compressed greedy answer that the full cache would have chosen "
+        "after the same tokens, mean over requests. It is mild: after a wrong token the full cache may go on with it.",
+        [Query(promql.mean(AGREEMENT, "policy", POLICY), "{{policy}}")],
+        SHARE,
+        top=1,
+    ),
+    Panel(
+        "Unchanged beginning by policy",
+        "Share of an answer before the first token that the full cache would not have chosen, mean over requests: so "
+        "far the full cache would have answered the same by itself.",
+        [Query(promql.mean(SAME_PREFIX, "policy", POLICY), "{{policy}}")],
+        SHARE,
+        top=1,
+    ),
+    Panel(
+        "Unchanged answers by policy",
+        "Share of the answers that are the full cache's, token for token (up to 1,000 tokens; of longer ones, all but "
+        "one in a thousand).",
+        [Query(f"1 - {promql.divided(changed('policy'), judged('policy'))}", "{{policy}}")],
+        SHARE,
+        top=1,
+    ),
+    Panel(
+        "Replays",
+        "*judged*: what the other panels are about. *interrupted*: gave way to a request. *dropped*: too many waited, "
+        "or interrupted too often. *failed*: see the server's log.",
+        [Query(promql.rate(REPLAYS, "outcome"), "{{outcome}}")],
+        EVENTS,
+    ),
+    Panel(
+        "Requests that cannot be judged",
+        "*sampled*: temperature above 0. *constrained*: penalties, biases, structured outputs and the like. "
+        "*multimodal*: more than token ids. *too_long*: does not fit into the pool uncompressed. *empty*: no token.",
+        [Query(promql.rate(SKIPPED, "reason"), "{{reason}}")],
+        EVENTS,
+    ),
+    Panel(
+        "Replays waiting",
+        "For a second without requests; 64 at most in each server. Always many: the server is never idle, and the "
+        "canary sees little.",
+        [Query(promql.gauge(QUEUED), "waiting", "blue")],
+        "short",
     ),
 ]
 
@@ -148,7 +207,7 @@ def build() -> Dashboard:
     return frame.framed(
         "kvserve-policies",
         "Policies",
-        "What each compression policy keeps, drops and costs, and which requests were refused.",
+        "What each compression policy keeps, drops, costs and changes, and which requests were refused.",
         TILES,
-        {"Kept": KEPT_SHARES, "Dropped": DROPPED, "Cost": COST, "Refused": REFUSALS},
+        {"Kept": KEPT_SHARES, "Quality": QUALITY, "Dropped": DROPPED, "Cost": COST, "Refused": REFUSALS},
     )

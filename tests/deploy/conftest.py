@@ -14,6 +14,7 @@ from tests.deploy.scraping import Prometheus, scraping
 from tests.server.running import Server, serving
 
 LOAD_SECONDS = 20.0
+IDLE_SECONDS = 5.0  # for the canary, which judges when there is no load, and for a last scrape
 BLOCKS = 60  # of 128 tokens: five of the requests without compression
 
 
@@ -37,6 +38,7 @@ class Observed:
 def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
     pytest.importorskip("vllm")
     command = ["kvserve", "serve", "--max-model-len", "2048", "--num-gpu-blocks-override", str(BLOCKS)]
+    command += ["--kv-canary", "1.0"]
     with serving(tmp_path_factory.mktemp("server") / "log", command) as server, ExitStack() as stack:
         prometheus, why_not = None, ""
         try:
@@ -46,7 +48,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
             why_not = str(missing)
         start = time.time()
         traffic.drive(server, LOAD_SECONDS)
-        time.sleep(2)  # a last scrape
+        time.sleep(IDLE_SECONDS)
         yield Observed(_labels(server), start, time.time(), prometheus, why_not)
 
 

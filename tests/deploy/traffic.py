@@ -43,15 +43,15 @@ def _ask(server: Server, end: float, number: int) -> None:
     for policy in itertools.cycle(POLICIES[number:] + POLICIES[:number]):
         if time.monotonic() > end:
             return
-        _complete(server, _prompt(next(seed), 1400), policy, 150)
+        _complete(server, _prompt(next(seed), 1400), policy, 150, temperature=float(number == 0))
 
 
 def _prompt(seed: int, length: int) -> list[int]:
     return random.Random(seed).choices(range(10, 2000), k=length)
 
 
-def _complete(server: Server, prompt: list[int], policy: Any, tokens: int) -> None:
-    for _ in server.complete(prompt, policy, stream=True, max_tokens=tokens):
+def _complete(server: Server, prompt: list[int], policy: Any, tokens: int, temperature: float = 0.0) -> None:
+    for _ in server.complete(prompt, policy, stream=True, max_tokens=tokens, temperature=temperature):
         pass
 
 

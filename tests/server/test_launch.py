@@ -37,6 +37,13 @@ def test_switches_the_engine_on() -> None:
     assert args.additional_config == {"kvserve": {"policy": "streaming:0.25", "groups": 2}}
 
 
+def test_a_canary_with_one_api_process() -> None:
+    args = _args(kv_canary=0.1, data_parallel_size=2, api_server_count=1)
+    launch.switch_on(args)
+    assert args.additional_config == {"kvserve": {"canary": 0.1}}
+    launch.switch_on(_args(kv_canary=0.0, api_server_count=2))
+
+
 def test_merges_additional_config_and_flags_win() -> None:
     args = _args(additional_config={"other": 1, "kvserve": {"groups": 4, "policy": "full"}}, kv_groups=2)
     launch.switch_on(args)
@@ -50,6 +57,11 @@ def test_merges_additional_config_and_flags_win() -> None:
         ({"kv_policy": "streaming:0"}, "budget"),
         ({"kv_groups": 0}, "--kv-groups"),
         ({"kv_resident_tokens": -1}, "--kv-resident-tokens"),
+        ({"kv_canary": 1.5}, "--kv-canary 1.5: Input should be less than or equal to 1"),
+        ({"kv_canary": -0.1}, "--kv-canary -0.1: Input should be greater than or equal to 0"),
+        ({"kv_canary": float("nan")}, "--kv-canary nan"),
+        ({"kv_canary": 0.1, "api_server_count": 2}, "--kv-canary 0.1 needs one API process.* --api-server-count 1"),
+        ({"kv_canary": 0.1, "data_parallel_size": 2}, "--kv-canary 0.1 needs one API process"),
         ({"additional_config": {"kvserve": {"grups": 2}}}, "grups"),
         ({"scheduler_cls": "mine.Scheduler"}, "--scheduler-cls"),
         ({"worker_cls": "mine.Worker"}, "--worker-cls"),

@@ -13,8 +13,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import server.metrics
 from kvserve.errors import PolicyError
+from kvserve.replay import Judgement
 from kvserve.stats import SECONDS, SHARES, EngineTotals, load
 from server.board import Board
+from server.canary import Findings
 from server.metrics import KVCollector, KVStatLogger, export
 
 CONTRACT = {
@@ -34,6 +36,15 @@ CONTRACT = {
     "kvserve_preemptions_avoided_total": "counter",
     "kvserve_build_info": "gauge",
 }
+
+CANARY = {
+    "kvserve_quality_agreement": "histogram",
+    "kvserve_quality_same_prefix": "histogram",
+    "kvserve_canary_replays_total": "counter",
+    "kvserve_canary_skipped_total": "counter",
+    "kvserve_canary_waiting": "gauge",
+}
+"""With --kv-canary only."""
 
 
 def _config(scheduler: str | None) -> Any:
@@ -84,6 +95,28 @@ def test_names_and_types_are_those_of_the_contract(board: Board) -> None:
         line.split()[2:4] for line in generate_latest(registry).decode().splitlines() if line.startswith("# TYPE")
     )
     assert found == CONTRACT
+
+
+def test_a_canary_adds_its_own(board: Board) -> None:
+    _post(board)
+    board.findings = findings = Findings()
+    findings.expect("streaming")
+    findings.judge("streaming", Judgement(agreement=0.75, same_prefix=1.0))
+    findings.skipped["sampled"] += 2
+    registry = CollectorRegistry()
+    export(board, registry)
+    lines = generate_latest(registry).decode().splitlines()
+    assert dict(line.split()[2:4] for line in lines if line.startswith("# TYPE")) == CONTRACT | CANARY
+    samples = _samples(board)
+
+    def at(name: str, edge: str) -> float:
+        return samples[f"kvserve_quality_{name}_bucket", *sorted((edge, "m", "streaming"))]
+
+    assert (at("agreement", "0.7"), at("agreement", "0.8")) == (0, 1)
+    assert (at("same_prefix", "0.999"), at("same_prefix", "1.0")) == (0, 1)
+    assert samples["kvserve_canary_replays_total", "judged", "m"] == 1
+    assert samples["kvserve_canary_replays_total", "interrupted", "m"] == 0
+    assert samples["kvserve_canary_skipped_total", "m", "sampled"] == 2
 
 
 def test_values(board: Board) -> None:
