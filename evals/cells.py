@@ -58,6 +58,12 @@ class Section:
     budgets: tuple[float, ...]
     forced: int = 0  # also teacher-forced, over this many most likely tokens: NLL, KL and agreement
     forms: tuple[str, ...] = ("completion",)
+    generated: bool = True  # false: teacher-forced only
+
+    @property
+    def passes(self) -> tuple[bool, ...]:
+        """How each item is asked: False is generated, True is teacher-forced."""
+        return (False,) * self.generated + (True,) * bool(self.forced)
 
     def kinds(self) -> Iterator[tuple[str, str, int]]:
         """Kinds of items: task, form, length."""

@@ -18,6 +18,7 @@ from evals import curves, markdown, report
 from evals.book import Book, OtherSettings
 from evals.cells import FULL, ORACLE, RANDOM, Contestant
 from evals.endpoint import Endpoint
+from evals.files import replace
 from evals.options import Chosen, chosen
 from evals.server import PLUGINS, NoServer, serving
 from models import MINI
@@ -102,16 +103,8 @@ def main(argv: Sequence[str]) -> int:
 def _finish(found: dict[str, Any], out: Path) -> int:
     """Write table and curves beside the JSON, and print the table."""
     text = markdown.markdown(found)
-    _replace(out, json.dumps(found, indent=1) + "\n")
-    _replace(out.with_suffix(".md"), text)
+    replace(out, json.dumps(found, indent=1) + "\n")
+    replace(out.with_suffix(".md"), text)
     curves.draw(found, out)
     print(text)
     return 0
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

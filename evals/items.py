@@ -7,11 +7,21 @@ from random import Random
 from tokenizers import Tokenizer
 
 from models import MINI
-from models.scene import World
-from models.tasks import TASKS
+from models.scene import Scene, Turn, World
+from models.tasks import TASKS, Task
 
 ASKED = ("niah", "niah_free", "vt", "quote", "mqar", "chain")
 """Tasks that look something up; `copy` and `lm` have no question."""
+
+
+def prose(rng: Random, world: World, tokens: int, turns: int = 1) -> Scene:
+    """Sentences in their order; the last quarter is what is to follow. Nothing is asked: to be teacher-forced only."""
+    told = world.filler(rng, tokens)
+    cut = max(1, len(told) * 3 // 4)
+    return Scene(" ".join(told[:cut]), (Turn("", " " + " ".join(told[cut:])),))
+
+
+GENERATORS: dict[str, Task] = {**TASKS, "prose": prose}
 
 
 @dataclass(frozen=True)
@@ -42,7 +52,7 @@ def world() -> World:
 
 def draw(world: World, task: str, form: str, length: int, number: int, seed: int = 0) -> Item:
     """The item with this number; equal arguments give equal items. Raises ValueError if the task has no such form."""
-    scene = TASKS[task](Random(f"evals/{seed}/{task}/{length}/{number}"), world, length, 1)
+    scene = GENERATORS[task](Random(f"evals/{seed}/{task}/{length}/{number}"), world, length, 1)
     [turn] = scene.turns
     if form == "completion":
         return Item(task, form, length, number, scene.context, turn.ask, turn.reply)

@@ -32,6 +32,7 @@ class Runner:
         seed: int,
         requests_at_once: int,
         oracle: Oracle | None,
+        title: str | None = None,
     ) -> None:
         self._sections, self._endpoint, self._book = sections, endpoint, book
         self._contestants = {each.label: each for each in contestants}
@@ -39,7 +40,7 @@ class Runner:
         self._count, self._seed = count, seed
         self._oracle = oracle
         self._gate = asyncio.Semaphore(requests_at_once)
-        self._bar: tqdm[Any] = tqdm(unit="answer", smoothing=0.05)
+        self._bar: tqdm[Any] = tqdm(desc=title, unit="answer", smoothing=0.05)
 
     async def run(self) -> None:
         """Ask all that the book does not have yet."""
@@ -56,14 +57,14 @@ class Runner:
 
     def _size(self, section: Section) -> int:
         cells = sum(len(list(section.cells(kind, list(self._contestants)))) for kind in section.kinds())
-        return cells * self._count * (2 if section.forced else 1)
+        return cells * self._count * len(section.passes)
 
     async def _some(self, section: Section, waiting: Any) -> None:
         """Take items until none is left."""
         for item in waiting:
             kind = (item.task, item.form, item.length)
             cells = list(section.cells(kind, list(self._contestants)))
-            asked = [(cell, how) for cell in cells for how in ((False, True) if section.forced else (False,))]
+            asked = [(cell, how) for cell in cells for how in section.passes]
             todo = [(cell, how) for cell, how in asked if not self._book.has(cell, item.number, how)]
             self._bar.update(len(asked) - len(todo))
             if todo:

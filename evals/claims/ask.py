@@ -1,0 +1,72 @@
+"""What a claim asks a server, and which servers there are."""
+
+from dataclasses import dataclass
+
+from evals.cells import FULL, RANDOM, Cell, Contestant, Section
+from models.family import FAMILY
+
+STREAMING = "streaming"
+CONTROLS = (FULL, RANDOM, STREAMING)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server of one's own: a model of the family, and flags beside those that all have."""
+
+    name: str
+    model: str
+    flags: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> str:
+        return str(FAMILY[self.model].folder)
+
+
+MINI = Served("mini", "mini")
+MICRO = Served("micro", "micro")
+BIASED = Served("biased", "biased")
+FP8 = Served("mini, fp8 cache", "mini", ("--kv-cache-dtype", "fp8"))
+SERVERS = (MINI, FP8, MICRO, BIASED)
+
+
+FORCED = 0.3
+"""Share of the items that are also teacher-forced."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Some policies at some budgets, always beside the controls."""
+
+    served: Served
+    policies: tuple[str, ...]  # names, or JSON objects
+    section: Section
+    share: float = 1.0  # of the items: teacher-forced answers say more each, and cost more
+
+    @property
+    def contestants(self) -> list[Contestant]:
+        return [Contestant.of(text) for text in (*CONTROLS, *self.policies)]
+
+    def items(self, count: int) -> int:
+        return max(1, round(self.share * count))
+
+    def cells(self) -> list[Cell]:
+        labels = [each.label for each in self.contestants]
+        return [cell for kind in self.section.kinds() for cell in self.section.cells(kind, labels)]
+
+
+def generated(
+    served: Served,
+    policies: tuple[str, ...],
+    *,
+    task: str,
+    length: int,
+    budgets: tuple[float, ...],
+    protocol: str = "inside",
+) -> Ask:
+    """Every item answered."""
+    return Ask(served, policies, Section((task,), (length,), (protocol,), budgets))
+
+
+def forced(served: Served, policies: tuple[str, ...], *, task: str, length: int, budgets: tuple[float, ...]) -> Ask:
+    """Some of the items teacher-forced, after a prompt that is compacted at its end."""
+    return Ask(served, policies, Section((task,), (length,), ("inside",), budgets, forced=5, generated=False), FORCED)

@@ -1,0 +1,74 @@
+"""A claim of a paper, what is asked to test it, and the rule that turns numbers into a verdict."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from evals.claims.answers import Answers
+from evals.claims.ask import Ask
+from evals.intervals import Estimate
+
+REPRODUCED, PARTLY, NOT, UNTESTED = "reproduced", "partly", "not reproduced", "cannot be tested here"
+RULE = (
+    "reproduced: the whole 95 % interval of every condition lies above its bar; partly: that of some; not reproduced: "
+    "that of none"
+)
+
+
+class Condition(NamedTuple):
+    """Something that must lie above a bar if the claim is right; it holds if its whole interval does."""
+
+    text: str
+    found: Estimate
+    bar: float
+    unit: str  # "%" for shares, shown times 100; else as it stands: "nats", ""
+
+    @property
+    def holds(self) -> bool:
+        return self.found.low > self.bar
+
+
+class Figures(NamedTuple):
+    """A table of estimates that no server was asked for."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, list[Estimate]]]
+    unit: str = ""
+
+
+class Findings(NamedTuple):
+    """What a claim is judged by, and what else was seen."""
+
+    conditions: list[Condition]
+    figures: list[Figures] = []
+
+
+Books = Mapping[str, Answers]
+"""What each server has said, by its name."""
+Looks = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One row of the table."""
+
+    name: str
+    paper: str
+    says: str  # with where the paper says it
+    why: str  # what the outcome hangs on
+    asks: tuple[Ask, ...] = ()
+    judge: Callable[[Books], Findings] | None = None
+    look: Callable[[int], Findings] | None = None  # instead of asking a server: number of items -> findings
+
+    @property
+    def untested(self) -> bool:
+        return self.judge is None and self.look is None
+
+
+def verdict(conditions: Sequence[Condition]) -> str:
+    """By `RULE`; without conditions there was nothing to measure."""
+    if not conditions:
+        return UNTESTED
+    held = sum(condition.holds for condition in conditions)
+    return REPRODUCED if held == len(conditions) else PARTLY if held else NOT

@@ -1,0 +1,141 @@
+"""`python -m evals.claims`: test the claims of the papers, print a table, write JSON and Markdown."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+from openai import OpenAIError
+
+from bench.machine import about
+from evals.book import Book, OtherSettings
+from evals.claims import elastic_cache, prefixkv, scissorhands, triattention
+from evals.claims.answers import Answers
+from evals.claims.ask import SERVERS
+from evals.claims.asking import asks_of, fill, path_of, settings
+from evals.claims.claim import Claim
+from evals.claims.record import Record, ordered, record
+from evals.claims.table import markdown
+from evals.files import replace
+from evals.server import NoServer
+
+CLAIMS: tuple[Claim, ...] = (
+    *scissorhands.CLAIMS,
+    *elastic_cache.CLAIMS,
+    *prefixkv.CLAIMS,
+    *triattention.CLAIMS,
+)
+LOOKED = 0.3
+"""Share of the items whose attention is looked at: a text says more of it than an answer."""
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        "python -m evals.claims",
+        description=__doc__,
+        epilog="An interrupted run goes on when the same command is given again. Claims: "
+        + ", ".join(claim.name for claim in CLAIMS),
+    )
+    made.add_argument(
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        help="these claims, or those that begin so (e.g. scissorhands); default: all",
+    )
+    made.add_argument("--items", type=int, default=200, metavar="N", help="in each cell (default: %(default)s)")
+    made.add_argument("--seed", type=int, default=0, metavar="N", help="of the questions (default: %(default)s)")
+    made.add_argument("--out", type=Path, default=Path("results/claims.json"), help="(default: %(default)s)")
+    made.add_argument("--fresh", action="store_true", help="forget an unfinished run")
+    made.add_argument("--render", action="store_true", help="only write the table anew from --out")
+    return made
+
+
+def chosen(made: argparse.ArgumentParser, args: argparse.Namespace) -> list[Claim]:
+    """The claims asked for, in order; exits with a message that names what is wrong."""
+    if args.items < 2:
+        made.error(f"--items is {args.items}; allowed: 2 or more")
+    for name in args.only or ():
+        if not any(claim.name.startswith(name) for claim in CLAIMS):
+            made.error(f"--only {name}: no such claim; there are {', '.join(claim.name for claim in CLAIMS)}")
+    return [claim for claim in CLAIMS if not args.only or claim.name.startswith(tuple(args.only))]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0 tested, 1 no server, 2 wrong usage, 130 interrupted."""
+    made = parser()
+    args = made.parse_args(argv)
+    claims = chosen(made, args)
+    if args.render:
+        return _finish(json.loads(args.out.read_text(encoding="utf-8")), args.out)
+    try:
+        found = measure(claims, args)
+    except KeyboardInterrupt:
+        print("\nevals.claims: interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    except OtherSettings as error:
+        print(f"evals.claims: {error}", file=sys.stderr)
+        return 2
+    except (NoServer, OpenAIError) as error:
+        print(f"evals.claims: {error}", file=sys.stderr)
+        return 1
+    _finish(found, args.out)
+    for path in _unfinished(args.out):
+        path.unlink(missing_ok=True)
+    return 0
+
+
+def measure(claims: Sequence[Claim], args: argparse.Namespace) -> Record:
+    """Ask, look and judge; what `--out` holds of other claims stays."""
+    started = time.monotonic()
+    if args.fresh:
+        for path in _unfinished(args.out):
+            path.unlink(missing_ok=True)
+    with ExitStack() as stack:
+        books = {}
+        for served in SERVERS:
+            if asks := asks_of(claims, served):
+                book = stack.enter_context(
+                    closing(Book(path_of(args.out, served), settings(served, args.seed), about()))
+                )
+                fill(book, served, asks, args.items, args.seed)
+                books[served.name] = Answers(book)
+        records = [_judged(claim, books, args) for claim in claims]
+    earlier: Record = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
+    others = [each for each in earlier.get("claims", []) if each["name"] not in {claim.name for claim in claims}]
+    seconds = round(time.monotonic() - started) + (earlier["seconds"] if others else 0)
+    return {"session": about(), "seconds": seconds, "claims": ordered([*others, *records], CLAIMS)}
+
+
+def _judged(claim: Claim, books: dict[str, Answers], args: argparse.Namespace) -> Record:
+    """A claim's record; one that took long is kept, so that an interrupted run need not look again."""
+    if claim.look is None:
+        return record(claim, books, args.items)
+    path = _looked(args.out)
+    key = f"{claim.name} {args.items}"
+    kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if key not in kept:
+        print(f"evals.claims: {claim.name}", file=sys.stderr)
+        kept[key] = record(claim, books, max(2, round(LOOKED * args.items)))
+        replace(path, json.dumps(kept))
+    return {**kept[key], "items": args.items}
+
+
+def _looked(out: Path) -> Path:
+    return out.with_name(f"{out.stem}-looked.jsonl")
+
+
+def _unfinished(out: Path) -> list[Path]:
+    return [_looked(out), *(path_of(out, served) for served in SERVERS)]
+
+
+def _finish(found: Record, out: Path) -> int:
+    """Write the table beside the JSON, and print it."""
+    text = markdown(found)
+    replace(out, json.dumps(found, indent=1) + "\n")
+    replace(out.with_suffix(".md"), text)
+    print(text)
+    return 0
