@@ -16,10 +16,11 @@ from models.family import FAMILY
 from models.network import Shape
 from models.tokens import ASSISTANT, BOS, CHAT_TEMPLATE, EOS, PAD, SPECIALS, USER
 
-_NAMES = {
+NAMES = {
     "embedding.": "model.embed_tokens.",
     "blocks.": "model.layers.",
     "norm.": "model.norm.",
+    "head.": "lm_head.",
     ".attention.q.": ".self_attn.q_proj.",
     ".attention.k.": ".self_attn.k_proj.",
     ".attention.v.": ".self_attn.v_proj.",
@@ -39,7 +40,7 @@ def export(weights: dict[str, Tensor], shape: Shape, tokenizer: Tokenizer, folde
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as scratch:
         new = Path(scratch)
-        renamed = {_hf_name(name): weight.to(torch.bfloat16).contiguous() for name, weight in weights.items()}
+        renamed = {hf_name(name): weight.to(torch.bfloat16).contiguous() for name, weight in weights.items()}
         if shape.bias:
             renamed |= _zero_biases(shape)
         save_file(renamed, new / "model.safetensors", metadata={"format": "pt"})
@@ -62,8 +63,9 @@ def _zero_biases(shape: Shape) -> dict[str, Tensor]:
     }
 
 
-def _hf_name(name: str) -> str:
-    for ours, theirs in _NAMES.items():
+def hf_name(name: str) -> str:
+    """The name that transformers gives a weight of the network."""
+    for ours, theirs in NAMES.items():
         if ours.startswith("."):
             name = name.replace(ours, theirs)
         elif name.startswith(ours):

@@ -114,30 +114,41 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
         x = x + self.attention(self.attention_norm(x), turn)
+        return x + self.feed(x)
+
+    def feed(self, x: Tensor) -> Tensor:
+        """What the MLP adds to ``x``."""
         y = self.mlp_norm(x)
-        return x + self.down(F.silu(self.gate(y)) * self.up(y))
+        return self.down(F.silu(self.gate(y)) * self.up(y))
 
 
 class Network(nn.Module):
-    """Token ids to logits; input and output embeddings are tied."""
+    """Token ids to logits; unless it is not ``tied``, the output embedding is that of the input."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, tied: bool = True) -> None:
         super().__init__()
         self.shape = shape
         self.embedding = nn.Embedding(shape.vocabulary, shape.width)
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
         self.norm = Norm(shape.width, shape.epsilon)
+        self.head = None if tied else Linear(shape.width, shape.vocabulary)
 
     def forward(self, ids: Tensor, positions: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Logits ``(selected, vocabulary)`` at ``positions``, flat indices into ``ids`` of shape ``(rows, tokens)``."""
         x = self.embedding(ids).to(dtype)
-        turn = self._turn(ids.shape[1], dtype)
+        turn = self.turn(ids.shape[1], dtype)
         for block in self.blocks:
             x = block(x, turn)
-        chosen = self.norm(x).flatten(0, 1)[positions]
-        return F.linear(chosen, self.embedding.weight.to(dtype)).float()
+        return self.predict(x, positions)
 
-    def _turn(self, tokens: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def predict(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Logits ``(selected, vocabulary)`` of what the last block returned, at flat ``positions``."""
+        chosen = self.norm(x).flatten(0, 1)[positions]
+        weight = self.embedding.weight if self.head is None else self.head.weight
+        return F.linear(chosen, weight.to(x.dtype)).float()
+
+    def turn(self, tokens: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of RoPE at positions 0 to ``tokens``, ``(tokens, 1, head_dim)`` each."""
         angles = torch.outer(torch.arange(tokens).float(), self.shape.frequencies()).repeat(1, 2)
         return angles.cos().to(dtype)[:, None], angles.sin().to(dtype)[:, None]
 

@@ -26,8 +26,8 @@ KEY_LEAN = 1.0  # the same of keys, in the slowest channels only
 def initialise(network: Network, seed: int) -> None:
     """Set all weights of ``network`` (4 heads, 2 KV heads) in place."""
     torch.manual_seed(seed)
-    _random_start(network)
-    basis, size = _basis(network.shape.width), network.shape.width // CODES
+    random_start(network)
+    basis, size = random_basis(network.shape.width), network.shape.width // CODES
     places, free = basis[:, : 4 * size].split(size, 1), basis[:, 4 * size :]
     code = free[:, :size].T
     _look_back(network.blocks[0].attention, places, code, network.shape.frequencies())
@@ -37,7 +37,7 @@ def initialise(network: Network, seed: int) -> None:
         _lean(network)
 
 
-def _random_start(network: Network) -> None:
+def random_start(network: Network) -> None:
     for name, weight in network.named_parameters():
         if name.endswith("bias"):
             weight.zero_()
@@ -47,7 +47,7 @@ def _random_start(network: Network) -> None:
     network.embedding.weight[:, 0] = CONSTANT
 
 
-def _basis(width: int) -> Tensor:
+def random_basis(width: int) -> Tensor:
     """An orthonormal basis of all channels but the constant one, ``(width, width - 1)``."""
     square = torch.linalg.qr(torch.randn(width - 1, width - 1))[0]
     return torch.cat((torch.zeros(1, width - 1), square))

@@ -33,8 +33,7 @@ class Run:
         self.plan, self.work = plan, work
         self.tokenizer = _tokenizer(work)
         self.world = World(self.tokenizer, held_out=False)
-        self.network = Network(shape)
-        structure.initialise(self.network, plan.seed)
+        self.network = self._started(shape)
         self.optimizer = _optimizer(self.network, plan.weight_decay)
         self.average = {name: weight.clone() for name, weight in self.network.state_dict().items()}
         self.stage, self.step, self.seconds, self.stopped = 0, 0, 0.0, False
@@ -62,7 +61,7 @@ class Run:
 
     def end_stage(self, folder: Path) -> None:
         """Export the averaged weights, then save with the next stage as the place to go on."""
-        export(self.average, self.network.shape, self.tokenizer, folder)
+        self._export(folder)
         self.stage, self.step = self.stage + 1, 0
         self.save()
 
@@ -78,6 +77,15 @@ class Run:
         }
         torch.save(state, self.work / "checkpoint.new")
         os.replace(self.work / "checkpoint.new", self.work / "checkpoint.pt")
+
+    def _started(self, shape: Shape) -> torch.nn.Module:
+        """The untrained network."""
+        network = Network(shape)
+        structure.initialise(network, self.plan.seed)
+        return network
+
+    def _export(self, folder: Path) -> None:
+        export(self.average, self.network.shape, self.tokenizer, folder)
 
     def _load(self) -> None:
         if not (self.work / "checkpoint.pt").exists():
