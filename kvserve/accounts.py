@@ -11,6 +11,7 @@ from kvserve.blocks import CompressibleManager
 from kvserve.facts import facts_of
 from kvserve.feedback import Feedback
 from kvserve.plan import Plan
+from kvserve.spec import layers_of_groups
 from kvserve.stats import SECONDS, SHARES, SHOWN, EngineTotals, Outcome, PolicyTotals, Running, short_id
 from kvserve.tracked import Tracked
 
@@ -29,7 +30,8 @@ class Accounts:
         self.managers: dict[int, CompressibleManager] = {
             i: m for i, m in enumerate(self._all_managers) if isinstance(m, CompressibleManager)
         }
-        self.bundles = [len(config.kv_cache_groups[i].layer_names) for i in self.managers]
+        self.layers = layers_of_groups([config.kv_cache_groups[i].layer_names for i in self.managers])
+        self.bundles = [len(layers) for layers in self.layers]
         self.facts = facts_of(scheduler.vllm_config, config.num_blocks)
         ranks = scheduler.vllm_config.parallel_config.tensor_parallel_size
         self._block_bytes = [

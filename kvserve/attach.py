@@ -6,12 +6,15 @@ import torch
 from vllm.config import get_layers_from_vllm_config
 from vllm.model_executor.layers.attention import Attention
 
+from kvserve import summary_file
 from kvserve.calibration import load_for
 from kvserve.gather import Layer
 from kvserve.guard import UnsupportedError
 from kvserve.ropes import rope_of
 from kvserve.slots import Slots, cpu_slots, gpu_slots
 from kvserve.spec import CompressibleSpec
+from kvserve.summaries import SummaryMaker
+from kvserve.summary_layer import layers_of as summary_layers
 
 FP8 = {"fp8": torch.float8_e4m3fn, "fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 
@@ -44,6 +47,21 @@ def layers_of(runner: Any) -> list[tuple[Layer, Any]]:
         )
         found.append((layer, module))
     return found
+
+
+def summary_maker(runner: Any, attached: list[tuple[Layer, Any]]) -> SummaryMaker | None:
+    """What computes this model's summary tokens; None if it was taught none. Raises UnsupportedError."""
+    file = summary_file.load_for(runner.vllm_config)
+    if file is None:
+        return None
+    layers = [layer for layer, _ in attached]
+    if len(layers) != len(file.about.layers):
+        raise UnsupportedError("summary tokens: models with layers of sliding-window attention are not supported")
+    names = [module.layer_name.rpartition(".self_attn")[0] for _, module in attached]
+    blocks = [runner.model.get_submodule(name) for name in names]
+    embedding = file.tensors()["embedding"].to(runner.device, runner.dtype)
+    made = summary_layers(file, blocks, layers, head_offset(runner), runner.dtype, runner.device)
+    return SummaryMaker(file.about, embedding, made)
 
 
 def head_offset(runner: Any) -> int:

@@ -19,10 +19,13 @@ class Lengths(Protocol):
 
 
 class Tap(Protocol):
-    """Shown the queries (tokens, Hq, D) of a step, post-RoPE; their keys are in the cache already."""
+    """Shown the queries (tokens, Hq, D) of a step, post-RoPE, and what attention made of them, once that is there.
+
+    Afterwards their keys are in the cache, and it may write over rows of the output.
+    """
 
     def before(self, query: Tensor) -> None: ...
-    def after(self, query: Tensor) -> None: ...
+    def after(self, query: Tensor, output: Tensor) -> None: ...
 
 
 class PhysicalLengths:
@@ -51,7 +54,7 @@ class QueryTap:
             return super().forward(layer, query, *args, **kwargs)  # type: ignore[misc,no-any-return]
         self.kv_tap.before(query)
         output: Tensor = super().forward(layer, query, *args, **kwargs)  # type: ignore[misc]
-        self.kv_tap.after(query)
+        self.kv_tap.after(query, output)
         return output
 
 

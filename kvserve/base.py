@@ -16,6 +16,8 @@ from kvserve.view import LayerView
 
 MOST = 2**31 - 1
 """Tokens that a budget may be: more than any model reads, and small enough for every wire that the number goes over."""
+EVERYTHING = MOST
+"""What `shares` says of a layer that is left as it is."""
 
 
 class Policy(BaseModel):
@@ -25,10 +27,11 @@ class Policy(BaseModel):
 
     name: ClassVar[str]
     paper: ClassVar[str] = ""
-    reads: ClassVar[tuple[str, ...]] = ()  # of keys values queries mass moments calibration: its evidence
+    reads: ClassVar[tuple[str, ...]] = ()  # of keys values queries mass moments calibration summaries: its evidence
     observes: ClassVar[Literal["prompt", "all"]] = "prompt"  # whose queries add to mass and moments
     compresses: ClassVar[bool] = True
     per_head: ClassVar[bool] = True  # whether the KV heads of a layer choose for themselves
+    budgeted: ClassVar[bool] = True  # whether a request chooses how many tokens stay
 
     budget: int | float = Field(
         0.5,
@@ -61,6 +64,8 @@ class Policy(BaseModel):
 
     @model_validator(mode="after")
     def _budget_in_range(self) -> "Policy":
+        if not self.budgeted:
+            return self
         low, high = (0, 1) if isinstance(self.budget, float) else (0, MOST)
         if not low < self.budget <= high:
             raise PolicyError(
@@ -97,6 +102,11 @@ class Policy(BaseModel):
         return tuple(name for name in ("mass", "moments") if name in self.reads)
 
     @property
+    def text_window(self) -> int | None:
+        """Chunks before a token's own whose text it sees, older ones as summaries; None: it reads no summaries."""
+        return None
+
+    @property
     def mass_every(self) -> int:
         """Only each n-th query of the prompt adds to the mass, n times: an estimate at an n-th of the cost."""
         return 1
@@ -106,8 +116,17 @@ class Policy(BaseModel):
         """Whether `own_shares_of` divides the budget among the layers by this request's own evidence."""
         return False
 
+    @property
+    def salt(self) -> str | None:
+        """What the keys of a prompt depend on beside model and tokens: requests that differ share no prefix."""
+        return None
+
     def check(self, facts: Facts) -> None:
         """Raise PolicyError if this server cannot serve these parameters."""
+
+    def settled(self, facts: Facts) -> "Policy":
+        """This policy, knowing the server that it has passed `check` for."""
+        return self
 
     # -- when, and how many (scheduler; plain integers) ---------------------------------------------
 

@@ -1,7 +1,7 @@
 """The worker's half of a compaction: which tokens stay, and moving them to their new slots."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from kvserve.policy import LayerView, Merged, Policy
 from kvserve.probe import Probe
 from kvserve.queries import QueryRings
 from kvserve.slots import take
+from kvserve.summaries import SummaryMaker
 from kvserve.views import LazyViews, Views
 
 
@@ -48,16 +49,18 @@ class Compactor:
         head_offset: int,
         device: torch.device,
         trace: bool = False,
+        summaries: SummaryMaker | None = None,
     ) -> None:
         self.layers = layers  # by group
         self.queries = queries
         self.gather = Gatherer(queries)
+        self.summaries = summaries
         self.requests: dict[str, Held] = {}
         self.feedback = Feedback()
         self.probe: Probe | None = None
         self.selections: list[Selection] | None = [] if trace else None
         self._num_layers = sum(len(group) for group in layers.values())
-        self._views = Views(queries, self.gather, self._num_layers, head_offset, device)
+        self._views = Views(queries, self.gather, self._num_layers, head_offset, device, summaries)
         self._device = device
 
     # -- a request -----------------------------------------------------------------------------------
@@ -66,6 +69,8 @@ class Compactor:
         """A request starts, or starts again after a preemption, with `first` tokens from the prefix cache."""
         self.requests[req_id] = Held(policy, prompt)
         self.gather.begin(req_id, policy, prompt)
+        if self.summaries is not None and "summaries" in policy.reads:
+            self.summaries.begin(req_id)
         window = max(policy.query_window, FOLD if policy.gathers and policy.observes == "all" else 0)
         if window:
             self.queries.seat(req_id, window, first)
@@ -74,6 +79,8 @@ class Compactor:
         self.requests.pop(req_id, None)
         self.gather.end(req_id)
         self.queries.leave(req_id)
+        if self.summaries is not None:
+            self.summaries.end(req_id)
 
     def undivided(self, req_id: str, logical: int) -> bool:
         """Whether this request's prompt is complete with `logical` tokens and `divide` is to be called."""
@@ -100,6 +107,17 @@ class Compactor:
                 self._views.of(cache, self.requests[cache.req_id], layer, {})
 
     # -- plans ---------------------------------------------------------------------------------------
+
+    def prepare(self, plans: Sequence[Plan], caches: Callable[[str, int], Iterator[Cache]]) -> None:
+        """Make the summaries that these plans of the coming step ask for, those of all requests in one pass."""
+        if self.summaries is None:
+            return
+        asked = {plan.req_id: plan for plan in plans if plan.req_id in self.summaries}
+        if asked:
+            self.summaries.complete([
+                self.summaries.due(plan, {cache.group: cache for cache in caches(req_id, plan.logical)})
+                for req_id, plan in asked.items()
+            ])  # fmt: skip
 
     def run(self, plans: Sequence[Plan]) -> None:
         """Execute all plans of one request for the coming step; raises KeyError for an unknown request."""

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from kvserve import summary_file
 from kvserve.calibration import load_for
 from kvserve.options import KVOptions
 from kvserve.policy import Facts
@@ -26,6 +27,7 @@ def facts_of(vllm_config: Any, num_blocks: int | None = None) -> Facts:
         tensor_parallel=parallel.tensor_parallel_size,
         calibrated=calibration.parts if calibration else (),
         rotary=_rotary(vllm_config.model_config.hf_text_config),
+        summaries=summary_file.about_for(vllm_config),
     )
 
 

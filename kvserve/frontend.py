@@ -43,6 +43,7 @@ def check(policy: Policy | None, prompt: int, params: SamplingParams, vllm_confi
     known = facts(vllm_config)
     policy = policy or get("full")()
     policy.check(known)
+    policy = policy.settled(known)
     _refuse_prompt_logprobs(policy, params)
     if policy.at is not None and policy.at > prompt:
         raise PolicyError(
@@ -55,7 +56,8 @@ def check(policy: Policy | None, prompt: int, params: SamplingParams, vllm_confi
 
 def _refuse_prompt_logprobs(policy: Policy, params: SamplingParams) -> None:
     """Who asks for them wants to know what compression does to them, and it would have done nothing yet."""
-    if params.prompt_logprobs is not None and policy.compresses and policy.at is None:
+    acts = policy.at is not None or policy.text_window is not None  # while the prompt is read
+    if params.prompt_logprobs is not None and policy.compresses and not acts:
         raise PolicyError(
             f"kv_policy {policy.name!r} cannot be combined with the log-probabilities of the prompt (prompt_logprobs, "
             "or echo with logprobs): a prompt is read before its cache is compressed, so they would be those of the "
@@ -95,3 +97,5 @@ def _settle(request: Any, policy: Policy | None, vllm_config: Any) -> None:
     check(policy, len(tokens), params, vllm_config)
     if policy is not None:
         params.extra_args = {**defaults, **(params.extra_args or {}), wire.KEY: wire.dump(policy)}
+        if policy.salt is not None:
+            request.cache_salt = f"{request.cache_salt or ''}/{policy.salt}"

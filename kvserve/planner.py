@@ -84,7 +84,7 @@ class Planner:
         request, known, physical = candidate
         req_id, logical = request.request_id, request.num_computed_tokens
         plans, freed = [], 0
-        by_group = known.keep_by_group(keep, physical, self._accounts.bundles)
+        by_group = known.keep_by_group(keep, physical, self._accounts.layers)
         for (group, manager), count in zip(self._accounts.managers.items(), by_group, strict=True):
             held = manager.physical(req_id, logical)
             if held <= count:

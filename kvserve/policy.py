@@ -22,13 +22,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kvserve.base import Policy
+from kvserve.base import EVERYTHING, Policy
 from kvserve.errors import PolicyError
 from kvserve.rope import Rope
-from kvserve.terms import Facts, Merged, Moment
+from kvserve.terms import Facts, Merged, Moment, Summaries
 from kvserve.view import LayerView, Moments, unseen_slots
 
 __all__ = [
+    "EVERYTHING",
     "Facts",
     "GathersMass",
     "LayerView",
@@ -39,6 +40,7 @@ __all__ = [
     "PolicyError",
     "Rope",
     "ScoringPolicy",
+    "Summaries",
     "UnevenLayers",
     "top_slots",
     "unseen_slots",

@@ -1,6 +1,7 @@
 """vLLM's V1 model runner, which also compacts caches and hands physical lengths to attention."""
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -8,16 +9,18 @@ import torch
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
 
-from kvserve import attach
+from kvserve import attach, summary_file
 from kvserve import request as wire
 from kvserve.compactor import Compactor
-from kvserve.feedback import attached
+from kvserve.facts import facts_of
+from kvserve.feedback import attached as with_feedback
 from kvserve.gather import Layer, Prompt
 from kvserve.held import Cache
 from kvserve.lengths import GroupLengths, shift_slots
 from kvserve.options import KVOptions
 from kvserve.queries import QueryRings, Span
 from kvserve.spec import tagged
+from kvserve.summaries import Reading
 
 
 class KVRunner:
@@ -30,7 +33,9 @@ class KVRunner:
 
     def get_kv_cache_spec(self) -> dict[str, KVCacheSpec]:
         options = KVOptions.of(self.vllm_config)  # type: ignore[attr-defined]
-        return tagged(super().get_kv_cache_spec(), options.groups, options.resident_tokens)  # type: ignore[misc]
+        summaries = summary_file.about_for(self.vllm_config)  # type: ignore[attr-defined]
+        kinds = summaries.layers if summaries else ()
+        return tagged(super().get_kv_cache_spec(), options.groups, options.resident_tokens, kinds)  # type: ignore[misc]
 
     def initialize_kv_cache(self, kv_cache_config: KVCacheConfig, *args: Any, **kwargs: Any) -> None:
         super().initialize_kv_cache(kv_cache_config, *args, **kwargs)  # type: ignore[misc]
@@ -46,7 +51,9 @@ class KVRunner:
         for layer, _ in attached:
             layers[layer.group].append(layer)
         trace = KVOptions.of(self.vllm_config).trace  # type: ignore[attr-defined]
-        self.kv = Compactor(layers, QueryRings(device), attach.head_offset(self), device, trace)
+        self._kv_facts = facts_of(self.vllm_config)  # type: ignore[attr-defined]
+        maker = attach.summary_maker(self, attached)
+        self.kv = Compactor(layers, QueryRings(device), attach.head_offset(self), device, trace, maker)
         for layer, module in attached:
             module.impl.kv_tap = Tap(self.kv, layer)
         self._kv_lengths = {g: GroupLengths(self.max_num_reqs, device) for g in layers}  # type: ignore[attr-defined]
@@ -61,7 +68,9 @@ class KVRunner:
         if self.kv is None:
             return super()._update_states(scheduler_output)  # type: ignore[misc]
         # Before anything else of the step: blocks that a plan frees may be zeroed or written by it.
-        for _, same in groupby(getattr(scheduler_output, "kv_plans", ()), key=lambda plan: plan.req_id):
+        all_plans = getattr(scheduler_output, "kv_plans", ())
+        self.kv.prepare(all_plans, partial(self._kv_caches, self.kv))
+        for _, same in groupby(all_plans, key=lambda plan: plan.req_id):
             plans = list(same)
             self.kv.run(plans)
             for plan in plans:
@@ -86,7 +95,7 @@ class KVRunner:
             policy = wire.compressing(new.sampling_params.extra_args if new.sampling_params else None)
             if policy is not None:
                 prompt = policy.prompt_of(self.requests[new.req_id].num_prompt_tokens)  # type: ignore[attr-defined]
-                kv.begin(new.req_id, policy, new.num_computed_tokens, prompt)
+                kv.begin(new.req_id, policy.settled(self._kv_facts), new.num_computed_tokens, prompt)
         cached = scheduler_output.scheduled_cached_reqs
         if not cached.resumed_req_ids:
             return
@@ -103,7 +112,7 @@ class KVRunner:
             held = (kv.requests.get(r) for r in req_ids)
             lengths.begin_step([h.offset.get(group, 0) if h else 0 for h in held])
         # Without takers there is nothing to work out.
-        takers = len(kv.queries) or len(kv.gather)
+        takers = len(kv.queries) or len(kv.gather) or (kv.summaries is not None and len(kv.summaries))
         spans = self._kv_spans(req_ids, scheduler_output.num_scheduled_tokens) if takers else []
         for span in spans:
             if kv.gather.waiting(span):
@@ -111,6 +120,10 @@ class KVRunner:
         kv.queries.begin_step(spans)
         prompts = [span for span in spans if kv.gather.wants(span)]
         kv.gather.begin_step([self._kv_prompt(kv, span) for span in prompts])
+        if kv.summaries is not None:
+            ours = [span for span in spans if span.req_id in kv.summaries]
+            needing = [span for span in ours if kv.summaries.needs(span, kv.requests[span.req_id])]
+            kv.summaries.begin_step([self._kv_reading(kv, span) for span in needing])
         self._kv_complete = [s for s in prompts if kv.undivided(s.req_id, s.position + s.count)]
 
     def _kv_caches(self, kv: Compactor, req_id: str, logical: int) -> Iterator[Cache]:
@@ -125,10 +138,15 @@ class KVRunner:
         caches = self._kv_caches(kv, span.req_id, span.position + span.count)
         return Prompt(span, {cache.group: cache for cache in caches})
 
+    def _kv_reading(self, kv: Compactor, span: Span) -> Reading:
+        return Reading(*self._kv_prompt(kv, span), kv.requests[span.req_id].policy.text_window)
+
     def _kv_idle(self, kv: Compactor) -> None:
         """The coming step carries no request of ours: attention sees what stock vLLM's sees."""
         kv.queries.begin_step([])
         kv.gather.begin_step([])
+        if kv.summaries is not None:
+            kv.summaries.begin_step([])
         self._kv_complete = []
         for lengths in self._kv_lengths.values():
             lengths.end_step()
@@ -153,7 +171,7 @@ class KVRunner:
             self.kv.divide(list(self._kv_caches(self.kv, span.req_id, span.position + span.count)))
         self._kv_complete = []
         output = super().sample_tokens(*args, **kwargs)  # type: ignore[misc]
-        return attached(output, self.kv.take_feedback())
+        return with_feedback(output, self.kv.take_feedback())
 
 
 class Tap:
@@ -166,6 +184,8 @@ class Tap:
         if self._kv.queries.active:
             self._kv.queries.store(self._layer.index, query)
 
-    def after(self, query: torch.Tensor) -> None:
+    def after(self, query: torch.Tensor, output: torch.Tensor) -> None:
         if self._kv.gather.active:
             self._kv.gather.after_attention(self._layer, query)
+        if self._kv.summaries is not None and self._kv.summaries.active:
+            self._kv.summaries.after_attention(self._layer, query, output)

@@ -42,7 +42,7 @@ class _Compressing:
         params = request.sampling_params
         if (judged := wire.judged_from(params.extra_args if params else None)) is not None:
             self._kv_admit_canary(request, judged)
-        tracked = Tracked.of(params.extra_args if params else None)
+        tracked = Tracked.of(params.extra_args if params else None, self.kv.facts)
         if tracked is not None and request.request_id not in self.kv_requests:
             self.kv_requests[request.request_id] = tracked
             self._kv_admit(request, tracked)

@@ -1,9 +1,10 @@
 """KV-cache spec of a layer whose cache may be compacted; importing this module registers it in vLLM."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from vllm.model_executor.models.utils import extract_layer_index
 from vllm.utils.math_utils import cdiv
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheSpec
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
@@ -55,10 +56,13 @@ def compressible(spec: KVCacheSpec) -> bool:
     )
 
 
-def tagged(specs: dict[str, KVCacheSpec], groups: int, resident_tokens: int | None) -> dict[str, KVCacheSpec]:
+def tagged(
+    specs: dict[str, KVCacheSpec], groups: int, resident_tokens: int | None, kinds: Sequence[str] = ()
+) -> dict[str, KVCacheSpec]:
     """The specs of all layers with the compressible ones bundled, in layer order, into `groups` tags.
 
-    Raises ValueError if the layers cannot be bundled evenly: vLLM would pad groups of unequal size.
+    kinds: of the compressible layers, if the model knows several; those of one kind are bundled before those of the
+    next. Raises ValueError if the layers cannot be bundled evenly: vLLM would pad groups of unequal size.
     """
     names = [name for name, spec in specs.items() if compressible(spec)]
     if names and len(names) % groups:
@@ -66,11 +70,18 @@ def tagged(specs: dict[str, KVCacheSpec], groups: int, resident_tokens: int | No
             f"--kv-groups is {groups}, which does not divide the {len(names)} compressible layers of this model"
         )
     size = max(1, len(names) // groups)
-    tags = {name: i // size for i, name in enumerate(names)}
+    together = sorted(names, key=lambda name: kinds[names.index(name)]) if kinds and size > 1 else names
+    tags = {name: i // size for i, name in enumerate(together)}
     return {
         name: CompressibleSpec.of(spec, tags[name], resident_tokens) if name in tags else spec  # type: ignore[arg-type]
         for name, spec in specs.items()
     }
+
+
+def layers_of_groups(groups: Sequence[Sequence[str]]) -> list[list[int]]:
+    """Names of the compressible layers of each group -> their indices among all compressible layers, in model order."""
+    order = sorted((name for names in groups for name in names), key=extract_layer_index)
+    return [[order.index(name) for name in names] for names in groups]
 
 
 # The registry skips its built-in specs when it is not empty, so these must come first.

@@ -5,6 +5,14 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 
+class Summaries(NamedTuple):
+    """What the served model was taught about summary tokens; see kvserve.summary_file."""
+
+    chunk: int  # text tokens that one summary stands for
+    window: int  # chunks that stay as text, as trained
+    layers: tuple[Literal["summary", "full"], ...]  # "full" ones keep all text
+
+
 class Facts(NamedTuple):
     """What this server is: what `Policy.check` may refuse a request for."""
 
@@ -17,6 +25,7 @@ class Facts(NamedTuple):
     tensor_parallel: int = 1  # workers among which the KV heads of a layer are split
     calibrated: tuple[str, ...] = ()  # statistics in the server's calibration file; see kvserve.calibration
     rotary: bool = True  # whether positions are a rotation of queries and keys (RoPE, not M-RoPE)
+    summaries: Summaries | None = None  # None: the model has no summary parameters
 
 
 class Moment(NamedTuple):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvserve import request as wire
-from kvserve.policy import Moment, Policy
+from kvserve.policy import Facts, Moment, Policy
 
 
 @dataclass
@@ -23,10 +23,10 @@ class Tracked:
     merged: float = 0.0  # tokens per layer (mean) that went into others
 
     @classmethod
-    def of(cls, extra_args: dict[str, Any] | None) -> "Tracked | None":
+    def of(cls, extra_args: dict[str, Any] | None, facts: Facts) -> "Tracked | None":
         """From a request's sampling parameters; None if it has no policy or one that keeps everything."""
         policy = wire.compressing(extra_args)
-        return None if policy is None else cls(policy, (extra_args or {}).get(wire.CALL), whole=True)
+        return None if policy is None else cls(policy.settled(facts), (extra_args or {}).get(wire.CALL), whole=True)
 
     @property
     def queries_seen(self) -> float:
@@ -79,15 +79,11 @@ class Tracked:
         self.overdue = False
         return self.policy.due(Moment(logical, physical, stage, prompt))  # type: ignore[arg-type]
 
-    def keep_by_group(self, keep: int, held: int, bundles: Sequence[int]) -> list[int]:
-        """`keep` of `held` tokens per layer on the mean -> tokens for each group; bundles = layers per group."""
-        shares: Sequence[float] | None = self.policy.shares(keep, sum(bundles), held)
+    def keep_by_group(self, keep: int, held: int, layers: Sequence[Sequence[int]]) -> list[int]:
+        """`keep` of `held` tokens per layer on the mean -> tokens for each group; layers = which ones a group has."""
+        shares: Sequence[float] | None = self.policy.shares(keep, sum(map(len, layers)), held)
         if self.weights is not None:
             shares = [weight * keep for weight in self.weights]
         if shares is None:
-            return [keep] * len(bundles)
-        result, start = [], 0
-        for size in bundles:
-            result.append(round(sum(shares[start : start + size]) / size))
-            start += size
-        return result
+            return [keep] * len(layers)
+        return [round(sum(shares[layer] for layer in group) / len(group)) for group in layers]

@@ -45,6 +45,7 @@ class LayerView:
     moments: Moments | None = None
     rope: Rope | None = None  # how queries and keys of this layer were rotated
     calibration: dict[str, Tensor] | None = None  # this layer's statistics of local heads; see kvserve.calibration
+    summaries: Callable[[int, int], tuple[Tensor, Tensor]] | None = None  # of chunks [a, b): keys, values (H, b - a, D)
     mean_over_workers: Callable[[Tensor], Tensor] = lambda x: x  # under tensor parallelism
 
     @property

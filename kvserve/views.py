@@ -1,6 +1,7 @@
 """Building what a policy sees: the cache of one layer, and the evidence gathered about it."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,15 +12,23 @@ from kvserve.held import Cache, Held, LayerMemory
 from kvserve.policy import LayerView
 from kvserve.queries import QueryRings
 from kvserve.slots import Tokens
+from kvserve.summaries import SummaryMaker
 
 
 class Views:
     """Makes the `LayerView`s of this worker."""
 
     def __init__(
-        self, queries: QueryRings, gather: Gatherer, num_layers: int, head_offset: int, device: torch.device
+        self,
+        queries: QueryRings,
+        gather: Gatherer,
+        num_layers: int,
+        head_offset: int,
+        device: torch.device,
+        summaries: SummaryMaker | None = None,
     ) -> None:
         self._queries, self._gather = queries, gather
+        self._summaries = summaries
         self._num_layers, self._head_offset, self._device = num_layers, head_offset, device
 
     def of(self, cache: Cache, held: Held, layer: Layer, read: dict[str, Tensor]) -> LayerView:
@@ -49,6 +58,7 @@ class Views:
             rope=layer.rope,
             calibration=layer.calibration,
             mean_over_workers=mean_over_workers,
+            summaries=partial(self._summaries.of, cache.req_id, layer) if self._summaries is not None else None,
         )
         self._with_evidence(view, cache, held, layer)
         return view

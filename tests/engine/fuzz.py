@@ -4,6 +4,7 @@ import random
 from collections import Counter
 from typing import Any
 
+from kvserve import registry
 from tests.engine import harness
 
 
@@ -25,6 +26,8 @@ class Traffic:
             return None
         chosen = self.random.choice(harness.policies(self.llm))
         name = chosen["name"]
+        if not registry.get(name).budgeted:
+            return {"name": name, "prefill": self.random.choice(["whole", "chunks"])}
         share = self.random.random() < 0.5
         budget = self.random.choice([0.1, 0.25, 0.5, 0.9]) if share else self.random.randrange(40, 300)
         fields: dict[str, Any] = {**chosen, "budget": budget, "slack": self.random.choice([16, 32, 64])}

@@ -2,20 +2,25 @@
 
 import pytest
 
-from tests.engine import harness
+from tests.engine import harness, taught
 from tests.engine.fuzz import Traffic
 from tests.engine.test_pool import count_preemptions, drain
 
 POOL = 59
 
 
+KINDS = {1: ["summary"] * 4, 2: ["summary", "full"] * 2, 4: ["summary", "full", "summary", "summary"]}
+
+
 @pytest.fixture(scope="module", params=[(1, False), (4, False), (2, True)], ids=["1group", "4groups", "2groups-async"])
-def llm(request):
+def llm(request, tmp_path_factory):
     groups, asynchronous = request.param
+    model = taught.model(tmp_path_factory.mktemp("fuzz") / "model", KINDS[groups])
     with harness.scheduling(asynchronous):
         engine = harness.start(
-            blocks=POOL * groups + 1, max_model_len=1024, max_num_batched_tokens=256, options={"groups": groups}
-        )
+            model=model, blocks=POOL * groups + 1, max_model_len=1024, max_num_batched_tokens=256,
+            options={"groups": groups},
+        )  # fmt: skip
     assert type(harness.scheduler(engine)).__name__ == ("KVAsyncScheduler" if asynchronous else "KVSyncScheduler")
     yield engine
     harness.stop(engine)
@@ -39,6 +44,8 @@ def test_traffic(llm, seed):
     assert sum(t.compactions for t in totals.values()) > 100
     assert traffic.seen["rows"] > 500
     assert preempted["count"] > 0
+    assert totals["ksa"].compactions > 10
+    assert not len(harness.runner(llm).kv.summaries)
     _stock_requests_say_the_same(llm, traffic)
 
 

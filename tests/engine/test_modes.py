@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine import harness
+from tests.engine import harness, taught
 
 PROMPTS = [harness.tokens(n, seed=n) for n in (300, 450, 620)]
 POLICIES = [
     None, "scissorhands:0.25", "snapkv:100", "random:100", "streaming:0.3", "elastic-cache:100", "h2o:100", "tova:100",
-    "expected-attention:100", "rkv:100", {"name": "triattention", "budget": 100, "protect_prompt": False},
+    "expected-attention:100", "rkv:100", {"name": "triattention", "budget": 100, "protect_prompt": False}, "ksa",
 ]  # fmt: skip
 MODES = {
     "async": {"asynchronous": True},
@@ -29,10 +29,10 @@ MODES = {
 }
 
 
-def answers(asynchronous=False, engine=None, options=None):
+def answers(model, asynchronous=False, engine=None, options=None):
     """Tokens and log-probabilities of every prompt with every policy, in one batch."""
     with harness.scheduling(asynchronous):
-        llm = harness.start(options=options, **(engine or {}))
+        llm = harness.start(model=model, options=options, **(engine or {}))
     prompts = [p for p in PROMPTS for _ in POLICIES]
     outputs = harness.generate(llm, prompts, POLICIES * len(PROMPTS), 60)
     said = [harness.said(o) for o in outputs]
@@ -42,13 +42,18 @@ def answers(asynchronous=False, engine=None, options=None):
 
 
 @pytest.fixture(scope="module")
-def plain():
-    return answers()
+def model(tmp_path_factory):
+    return taught.model(tmp_path_factory.mktemp("modes") / "model", ["summary"] * 4)
+
+
+@pytest.fixture(scope="module")
+def plain(model):
+    return answers(model)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_same_answers(mode, plain):
-    setting = dict(MODES[mode])
+def test_same_answers(mode, model, plain):
+    setting = {"model": str(model), **MODES[mode]}
     env = {**os.environ, **setting.pop("env", {})}
     done = subprocess.run(
         [sys.executable, "-m", "tests.engine.test_modes", json.dumps(setting)],

@@ -1,0 +1,128 @@
+"""Kwai summary tokens: far text is read through one trained token for each chunk of it."""
+
+import math
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field, PrivateAttr
+
+from kvserve.policy import EVERYTHING, Facts, LayerView, Merged, Moment, Policy, PolicyError, Summaries
+
+
+class KSA(Policy):
+    """Replace each chunk of C text tokens that leaves the window of `window` chunks by the summary token that the model
+    makes of it, in the layers that were trained for it; "full" layers keep all text.
+
+    The paper's visibility exactly: a text token sees the text of its own chunk and of the `window` chunks before, and
+    the summaries of all chunks before those. It needs a model with summary parameters (`kvserve train-summary`, or a
+    converted published checkpoint). How much is kept follows from the window: of n tokens,
+    n - (C - 1) * max(0, n // C - window) entries in a summary layer.
+
+    The released code computes summaries as rows of the running sequence; here they are computed from the cached text of
+    their chunk when it leaves the window, which is the same, since they see nothing else.
+    """
+
+    name: ClassVar[str] = "ksa"
+    paper: ClassVar[str] = "arXiv:2604.24432"
+    reads: ClassVar[tuple[str, ...]] = ("keys", "values", "summaries")
+    budgeted: ClassVar[bool] = False
+    per_head: ClassVar[bool] = False
+
+    window: int | None = Field(
+        None, ge=1, le=65536, description="Chunks before a token's own that it sees as text; null: as trained"
+    )
+    budget: None = Field(None, description="Not a choice: what is kept follows from `window`")  # type: ignore[assignment]
+    at: None = Field(None, description="Not a choice: a chunk is replaced when it leaves the window")
+    when: Literal["always"] = Field("always", description="Always: what a token sees must not depend on load")
+    decode: Literal[True] = Field(True, description="Always: generated text is summarised like any other")
+    slack: None = Field(None, description="Not a choice: a chunk is replaced when it leaves the window")  # type: ignore[assignment]
+
+    _summaries: Summaries | None = PrivateAttr(None)
+
+    # -- what it is --------------------------------------------------------------------------------
+
+    @property
+    def salt(self) -> str:
+        """Text behind the window has other keys than under full attention."""
+        return f"ksa {self.window or 'as trained'}"
+
+    def check(self, facts: Facts) -> None:
+        about = facts.summaries
+        if about is None:
+            raise PolicyError(
+                "kv_policy 'ksa' needs a model with summary parameters, and this one has none (no "
+                "kvserve/summary.safetensors in its folder); make them with `kvserve train-summary`",
+                reason="unsupported",
+            )
+        size = facts.num_layers // facts.groups
+        summarised = about.layers.count("summary")
+        if summarised % size:
+            divisors = [n for n in range(1, facts.num_layers + 1) if not facts.num_layers % n]
+            fitting = [str(n) for n in divisors if not summarised % (facts.num_layers // n)]
+            raise PolicyError(
+                f"kv_policy 'ksa' shortens {summarised} of this model's {facts.num_layers} layers, but its server has "
+                f"them in {facts.groups} group(s), which mixes them with the others; start it with --kv-groups "
+                f"{' or '.join(fitting)}",
+                reason="unsupported",
+            )
+
+    def settled(self, facts: Facts) -> "KSA":
+        own = self.model_copy()
+        own._summaries = facts.summaries
+        return own
+
+    @property
+    def _about(self) -> Summaries:
+        if self._summaries is None:
+            raise RuntimeError("this policy has not been told about its server")
+        return self._summaries
+
+    @property
+    def text_window(self) -> int:
+        return self.window or self._about.window
+
+    # -- when, and how many ------------------------------------------------------------------------
+
+    def entries(self, logical: int) -> int:
+        """Entries that a summary layer needs for `logical` tokens, the next one's window being what stays text."""
+        chunk = self._about.chunk
+        return logical - (chunk - 1) * max(0, logical // chunk - self.text_window)
+
+    def target(self, logical: int, prompt: int = 0) -> int:
+        """Mean over all layers, rounded up."""
+        share = self._about.layers.count("summary") / len(self._about.layers)
+        return math.ceil(share * self.entries(logical) + (1 - share) * logical)
+
+    def due(self, at: Moment) -> int | None:
+        """Entries of a summary layer, once a chunk has left the window."""
+        keep = self.entries(at.logical)
+        if keep == at.logical or (at.stage == "decode" and at.logical % self._about.chunk):
+            return None
+        return keep
+
+    def shares(self, keep: int, num_layers: int, held: int) -> list[int]:
+        return [keep if kind == "summary" else EVERYTHING for kind in self._about.layers]
+
+    def overshoot(self) -> int:
+        return self._about.chunk
+
+    def chunked_peak(self, prompt: int, chunk: int) -> int:
+        return min(prompt, self.target(prompt) + chunk + self._about.chunk)
+
+    # -- which -------------------------------------------------------------------------------------
+
+    def select(self, view: LayerView, keep: int) -> Merged:
+        chunk = self._about.chunk
+        before, after = ((view.logical - slots) // (chunk - 1) for slots in (view.num_slots, keep))
+        fresh = after - before
+        assert view.summaries is not None
+        held = torch.arange(view.num_slots, device=view.positions.device)
+        text = held[before:]
+        ends = text[chunk - 1 : fresh * chunk : chunk]  # a summary stands where its chunk ended
+        slots = torch.cat([held[:before], ends, text[fresh * chunk :]])
+        made = view.summaries(before, after)
+        keys, values = (
+            torch.cat([was[:, :before], new, was[:, before + fresh * chunk :]], dim=1)
+            for was, new in zip((view.keys, view.values), made, strict=True)
+        )
+        return Merged(slots.expand(view.num_heads, -1), keys, values, fresh * (chunk - 1))
