@@ -20,6 +20,7 @@ from evals.cells import FULL, ORACLE, RANDOM, Contestant
 from evals.endpoint import Endpoint
 from evals.files import replace
 from evals.options import Chosen, chosen
+from evals.protocols import newest
 from evals.server import PLUGINS, NoServer, serving
 from models import MINI
 
@@ -60,7 +61,9 @@ async def measure(chosen: Chosen, url: str, folder: Path | None, path: Path) -> 
             chosen.sections, contestants, cards, endpoint, book, args.items, args.seed, args.at_once, oracle
         )
         await runner.run()
-        return report.report(book, settings, time.monotonic() - started)
+        known = {name: card["parameters"]["properties"] for name, card in cards.items()}
+        protects = {e.label: newest(e.fields, known[e.name]) for e in contestants if e.name in known}
+        return report.report(book, settings, time.monotonic() - started, protects)
     finally:
         book.close()
         await endpoint.close()

@@ -113,10 +113,20 @@ def _losers(made: Record) -> Iterator[str]:
         for policy in policies_of(cells):
             verdicts = [c["against_random"]["verdict"] for c in cells if c["policy"] == policy and c["against_random"]]
             if verdicts and "better" not in verdicts:
-                lost[policy] = "worse everywhere" if set(verdicts) == {"worse"} else "at no budget better"
+                how = "worse everywhere" if set(verdicts) == {"worse"} else "at no budget better"
+                lost[policy] = how + _forgets_the_newest(made, policy)
         shown = "; ".join(f"{policy} ({how})" for policy, how in lost.items()) or "none"
         task, form, length, protocol = kind
         yield f"- {task}, {length} tokens, {form}, `{protocol}`: {shown}"
+
+
+def _forgets_the_newest(made: Record, policy: str) -> str:
+    """A likely reason, where a policy protects fewer recent tokens than random does."""
+    newest = made.get("newest", {})
+    mine, randoms = newest.get(policy), newest.get(RANDOM)
+    if mine is None or randoms is None or mine >= randoms:
+        return ""
+    return f"; protects {mine or 'none'} of the newest tokens, random {randoms}"
 
 
 def _refusal(refused: Record) -> str:

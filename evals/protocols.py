@@ -17,6 +17,7 @@ PROTOCOLS = {
 }
 SHARES_OF_BUDGET = ("recent_share", "drop")
 """Parameters that are shares of a budget: where the prompt is protected, of what is beside it."""
+STREAMING = "streaming"  # keeps the newest tokens and nothing else
 RELATIVE = ("inside", "after", "both")
 """Protocols in which a budget may be a fraction of the tokens seen; in the others it is a number of tokens."""
 
@@ -64,3 +65,10 @@ def _protected(fields: Mapping[str, Any], known: Mapping[str, Any], budget: int,
     part = budget / (prompt + budget)
     shares = {name: known[name]["default"] * part for name in SHARES_OF_BUDGET if name in known}
     return {"budget": prompt + budget, "sinks": prompt, **shares}
+
+
+def newest(fields: Mapping[str, Any], known: Mapping[str, Any]) -> int | None:
+    """How many of the newest tokens a policy keeps whatever their scores; None where the budget is what decides."""
+    if fields["name"] == STREAMING or "recent_share" in known:
+        return None
+    return max((fields.get(name, known[name]["default"]) for name in ("recent", "window") if name in known), default=0)

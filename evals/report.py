@@ -1,5 +1,6 @@
 """What a run has found, cell by cell: all that is written, and all that table and curves need."""
 
+from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
@@ -45,8 +46,8 @@ def _against(book: Book, cell: Cell) -> Record | None:
     return {**found._asdict(), "verdict": verdict}
 
 
-def report(book: Book, settings: Record, seconds: float) -> Record:
-    """All that is written, as JSON takes it."""
+def report(book: Book, settings: Record, seconds: float, newest: Mapping[str, int | None] | None = None) -> Record:
+    """All that is written, as JSON takes it. newest: how many of the newest tokens each policy protects."""
     refused: dict[tuple[str, str, float | None], str] = {}
     for cell, why in book.refused.items():
         refused[(cell.policy, cell.protocol, cell.budget if "budget" in why else None)] = why
@@ -58,5 +59,6 @@ def report(book: Book, settings: Record, seconds: float) -> Record:
             {"policy": policy, "protocol": protocol, "budget": budget, "why": why}
             for (policy, protocol, budget), why in refused.items()
         ],
+        "newest": dict(newest or {}),
         "cells": records(book),
     }

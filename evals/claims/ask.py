@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from evals.cells import FULL, RANDOM, Cell, Contestant, Section
+from evals.protocols import STREAMING
 from models.family import FAMILY
 
-STREAMING = "streaming"
 CONTROLS = (FULL, RANDOM, STREAMING)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from evals.protocols import PROTOCOLS, SLACK, Sizes, Unsuitable, kv_policy
+from evals.protocols import PROTOCOLS, SLACK, Sizes, Unsuitable, kv_policy, newest
 from kvserve import registry, request
 from kvserve.policy import Moment
 
@@ -75,3 +75,20 @@ def test_a_policy_without_sinks_cannot_protect_a_prompt():
 
 def test_every_protocol_is_tested():
     assert set(PROTOCOLS) == {"inside", "after", "decode", "decode-open", "both"}
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "protects"),
+    [
+        ("tova", {}, 1),
+        ("tova", {"recent": 20}, 20),
+        ("prefixkv", {}, 0),
+        ("snapkv", {"recent": 8}, 32),
+        ("random", {}, 32),
+        ("streaming", {}, None),
+        ("h2o", {}, None),
+    ],
+)
+def test_newest(name, more, protects):
+    known = registry.get(name).model_json_schema()["properties"]
+    assert newest({"name": name, **more}, known) == protects

@@ -34,7 +34,7 @@ def book(tmp_path):
 
 @pytest.fixture
 def made(book):
-    return json.loads(json.dumps(report.report(book, SETTINGS, 60.0)))
+    return json.loads(json.dumps(report.report(book, SETTINGS, 60.0, {"random": 32, "alike": 32, "bad": 1})))
 
 
 def test_verdicts_are_of_paired_differences(made):
@@ -54,7 +54,8 @@ def test_markdown(made):
     assert "| good | 90.0 (82.6–94.5) |" in text
     assert "| alike | 42.0 (32.8–51.8) ≈ |" in text
     assert "| bad | 10.0 (5.5–17.4) ▼ |" in text
-    assert "`inside`: alike (at no budget better); bad (worse everywhere)" in text
+    assert "`inside`: alike (at no budget better); bad (worse everywhere; protects 1 of the newest" in text
+    assert "tokens, random 32)" in text
     assert "| policy | 25 % (31 % of bytes) | 24 % (31 % of bytes) |" in text
     assert "- picky, `inside` at 25 %: kv_policy.budget is too small" in text
     assert "commit abc" in text
@@ -72,3 +73,9 @@ def test_curves(made, tmp_path):
     svg = (tmp_path / "run1.svg").read_text()
     assert svg == (tmp_path / "run2.svg").read_text()
     assert svg.count('id="axes_') == 2
+
+
+def test_a_report_that_does_not_know_what_is_protected_says_nothing_of_it(made):
+    text = markdown.markdown({**made, "newest": {}})
+    assert "`inside`: alike (at no budget better); bad (worse everywhere)" in text
+    assert "bad (worse everywhere)" in markdown.markdown({key: value for key, value in made.items() if key != "newest"})
