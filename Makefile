@@ -11,7 +11,7 @@ PORT  ?= 8000
 ARGS  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all check bench bench-policies eval loadtest pages dashboards model clean
+.PHONY: help serve test test-all check bench bench-policies eval claims loadtest pages dashboards model clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,6 +48,9 @@ bench-policies: $(VENV)/.$(ENGINE)-dev ## every policy's rounds and tokens/s: pr
 
 eval: $(VENV)/.$(ENGINE)-dev ## quality of every policy, in a quarter of an hour: prints tables, writes results/quality.*
 	$(BIN)/kvserve eval --short
+
+claims: $(VENV)/.$(ENGINE)-dev ## what the papers claim, tested small, in twenty minutes or so: prints a table, writes results/claims.*
+	$(BIN)/python -m evals.claims
 
 loadtest: $(VENV)/.$(ENGINE)-dev ## the server under load, in ten minutes: prints a table, writes results/loadtest.* and plots
 	$(BIN)/python -m loadtests
