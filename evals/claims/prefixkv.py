@@ -3,6 +3,7 @@
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from evals.claims import allocation
 from evals.claims.ask import MINI, forced, generated
@@ -28,11 +29,9 @@ def layers_differ(items: int) -> Findings:
     """Whether there is anything to allocate: how unevenly layers spread attention, and what 20 % of each holds."""
     conditions, figures = [], []
     for task in ("prose", "niah"):
-        scores = torch.stack(
-            [allocation.importance(text.attention) for text in passes(watched("mini"), task, LENGTH, items)]
-        )
-        found = (allocation.gini(scores), allocation.retained(scores, 0.2), allocation.prefix_shares(scores, 0.2))
-        rows = [(f"layer {n}", [bootstrap(x[:, n].tolist()) for x in found]) for n in range(scores.shape[1])]
+        texts = (allocation.importance(text.attention) for text in passes(watched("mini"), task, LENGTH, items))
+        found = [torch.stack(field) for field in zip(*map(_spread, texts), strict=True)]  # (texts, L) each
+        rows = [(f"layer {n}", [bootstrap(x[:, n].tolist()) for x in found]) for n in range(found[0].shape[1])]
         columns = ("Gini", "attention on the best 20 %", "tokens that PrefixKV gives it at 20 %")
         figures.append(Figures(f"{task}: attention summed over the prompt's queries", columns, rows, "%"))
         spread = bootstrap((found[0].amax(1) - found[0].amin(1)).tolist())
@@ -40,8 +39,13 @@ def layers_differ(items: int) -> Findings:
     return Findings(conditions, figures)
 
 
+def _spread(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of one text, each (L,): Gini, what the best 20 % hold, what PrefixKV gives each layer at 20 %."""
+    return allocation.gini(scores), allocation.retained(scores, 0.2), allocation.prefix_shares(scores, 0.2)
+
+
 def uneven(books: Books) -> Findings:
-    return Findings([*_against(books, NAME, UNIFORM)])
+    return Findings(_against(books, NAME, UNIFORM))
 
 
 def offline(books: Books) -> Findings:
