@@ -60,10 +60,10 @@ def shape_of(config: dict[str, Any]) -> Shape:
 
 def read_network(folder: Path, dtype: torch.dtype | None = None) -> Network:
     """The model of a folder, in ``dtype`` or as stored. Raises ReadingError."""
-    config, shards = read_config(folder), Shards(folder)
+    config = read_config(folder)
     with torch.device("meta"):
         network = Network(shape_of(config), tied=bool(config.get("tie_word_embeddings")))
-    weights = {}
+    shards, weights = Shards(folder), {}
     for name, weight in network.state_dict().items():
         stored = shards.get(hf_name(name))
         if stored.shape != weight.shape:

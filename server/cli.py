@@ -1,4 +1,4 @@
-"""The command line: `kvserve serve | policies | calibrate | eval | doctor`."""
+"""The command line: `kvserve serve | policies | calibrate | train-summary | convert-summary | eval | doctor`."""
 
 import argparse
 import sys
@@ -13,6 +13,8 @@ EXAMPLES = """examples:
   kvserve serve --help=kvserve                           flags of kvserve; every `vllm serve` flag works too
   kvserve policies snapkv                                its parameters, ranges and defaults
   kvserve calibrate Qwen/Qwen3-8B -o qwen3-8b.safetensors    statistics for triattention and prefixkv's offline profile
+  kvserve train-summary ./my-qwen3 --text my-text.txt    teach a model summary tokens, for ksa; Ctrl-C saves
+  kvserve convert-summary ./KSA-4B-base -o ./ksa-4b      a published KSA checkpoint, made servable
   kvserve eval --policies snapkv h2o                     their quality between full, random and an oracle
   kvserve doctor Qwen/Qwen3-8B                           can this machine serve it, and if not why
 """
@@ -29,6 +31,8 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("serve", help="start the server; takes every flag of `vllm serve`", add_help=False)
     commands.add_parser("eval", help="quality of policies over an OpenAI endpoint: tables and curves", add_help=False)
+    commands.add_parser("train-summary", help="teach a Qwen3 model summary tokens, for the policy ksa", add_help=False)
+    commands.add_parser("convert-summary", help="make a published KSA checkpoint servable", add_help=False)
     policies = commands.add_parser("policies", help="list the installed policies, or show one")
     policies.add_argument("name", nargs="?", metavar="NAME", help="show this policy's parameters")
     policies.add_argument("--json", action="store_true", help="print what GET /v1/kv/policies answers")
@@ -68,6 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"kvserve eval needs {error.name}: install kvserve[eval]", file=sys.stderr)
             return 1
         return evaluate(argv[1:])
+    if argv[:1] in (["train-summary"], ["convert-summary"]):
+        from models import summary_command
+
+        return {"train-summary": summary_command.train, "convert-summary": summary_command.convert}[argv[0]](argv[1:])
     args = parser().parse_args(argv)
     if args.command == "policies":
         return show_policies(args.name, args.json)
