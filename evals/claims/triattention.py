@@ -9,7 +9,7 @@ from torch import Tensor
 from evals.cells import RANDOM
 from evals.claims import concentration, series
 from evals.claims.answers import full
-from evals.claims.ask import BIASED, MICRO, MINI, Served, generated
+from evals.claims.ask import BIASED, MICRO, MINI, STREAMING, Served, generated
 from evals.claims.claim import Books, Claim, Condition, Figures, Findings
 from evals.claims.compare import POINTS, better, cell, each, no_worse
 from evals.claims.passes import Pass, Watched, passes, watched
@@ -113,7 +113,7 @@ def decodes(books: Books, served: Sequence[Served]) -> Findings:
     conditions = []
     for at in served:
         answers = books[at.name]
-        for other, budget in each((*RIVALS, RANDOM), BUDGETS):
+        for other, budget in each((*RIVALS, RANDOM, STREAMING), BUDGETS):
             ours, theirs = (cell("chain", TRACE, name, budget, "decode") for name in (NAME, other))
             found = better(answers, ours, theirs)
             conditions.append(found._replace(text=f"{at.name}: {found.text}"))
