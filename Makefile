@@ -11,7 +11,7 @@ PORT  ?= 8000
 ARGS  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all check bench bench-policies eval claims loadtest pages dashboards model clean
+.PHONY: help serve test test-all check bench bench-policies eval claims kvpress loadtest pages dashboards model clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,6 +24,12 @@ $(VENV)/.$(ENGINE): pyproject.toml deploy/set-up.sh
 $(VENV)/.$(ENGINE)-dev: pyproject.toml deploy/set-up.sh
 	PYTHON=$(PYTHON) sh deploy/set-up.sh $(VENV) $(ENGINE),dev
 	@touch $(VENV)/.$(ENGINE) $@
+
+# kvpress needs an older transformers than vLLM does: an environment of its own.
+$(VENV)-kvpress/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-kvpress
+	$(VENV)-kvpress/bin/python -m pip install --disable-pip-version-check --editable ".[kvpress]"
+	@touch $@
 
 serve: $(VENV)/.$(ENGINE) ## serve the embedded model, or MODEL=..., on HOST:PORT; ARGS="..." goes to vllm serve
 	$(BIN)/kvserve serve $(MODEL) --host $(HOST) --port $(PORT) $(ARGS)
@@ -52,6 +58,9 @@ eval: $(VENV)/.$(ENGINE)-dev ## quality of every policy, in a quarter of an hour
 claims: $(VENV)/.$(ENGINE)-dev ## what the papers claim, tested small, in twenty minutes or so: prints a table, writes results/claims.*
 	$(BIN)/python -m evals.claims
 
+kvpress: $(VENV)/.$(ENGINE)-dev $(VENV)-kvpress/.ready ## side by side with NVIDIA kvpress, in half an hour: prints tables, writes results/kvpress.*
+	$(BIN)/python -m evals.beside
+
 loadtest: $(VENV)/.$(ENGINE)-dev ## the server under load, in ten minutes: prints a table, writes results/loadtest.* and plots
 	$(BIN)/python -m loadtests
 
@@ -66,5 +75,5 @@ model: $(VENV)/.$(ENGINE)-dev ## train the embedded model and its family from sc
 	$(BIN)/python -m models.train micro
 	$(BIN)/python -m models.train biased
 
-clean: ## remove the virtual environment
-	rm -rf $(VENV)
+clean: ## remove the virtual environments
+	rm -rf $(VENV) $(VENV)-kvpress

@@ -1,0 +1,128 @@
+"""`python -m evals.beside`: kvserve and NVIDIA kvpress, side by side."""
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.machine import about
+from evals.beside.asking import Asking
+from evals.beside.ledger import Ledger
+from evals.beside.markdown import markdown
+from evals.beside.partner import ROOT, Gone, partner
+from evals.beside.report import report, speeds
+from evals.beside.speed import Speed
+from evals.book import OtherSettings
+from evals.endpoint import Endpoint, Refused
+from evals.items import ASKED
+from evals.server import NoServer, serving
+from models import MINI
+
+PYTHON = ROOT / ".venv-kvpress" / "bin" / "python"
+PARTS = ("quality", "speed")
+HELP = "of quality, speed; what is left out is taken from --out, if that exists (default: both)"
+LOOKED_INTO = 10  # items of which the tokens kept are compared, and that kvpress' pipeline answers as a whole too
+
+
+def parsed(argv: Sequence[str]) -> argparse.Namespace:
+    made = argparse.ArgumentParser("python -m evals.beside", description=__doc__, allow_abbrev=False)
+    made.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=HELP)
+    made.add_argument("--items", type=int, default=200, metavar="N", help="in each cell (default: %(default)s)")
+    made.add_argument("--tasks", nargs="+", choices=ASKED, default=["niah", "vt"], metavar="TASK")
+    made.add_argument("--protocols", nargs="+", choices=("after", "inside"), default=["after", "inside"], metavar="P")
+    made.add_argument("--length", type=int, default=512, metavar="N", help="tokens of an item (default: %(default)s)")
+    made.add_argument("--budgets", nargs="+", type=float, default=[0.5, 0.25, 0.125], metavar="SHARE")
+    made.add_argument("--repeats", type=int, default=5, metavar="N", help="of the timings (default: %(default)s)")
+    made.add_argument(
+        "--python", type=Path, default=PYTHON, help="the interpreter that has kvpress (default: %(default)s)"
+    )
+    made.add_argument("--out", type=Path, default=Path("results/kvpress.json"), help="(default: %(default)s)")
+    made.add_argument("--fresh", action="store_true", help="forget an unfinished run")
+    made.add_argument("--render", action="store_true", help="only write the tables anew from --out")
+    args = made.parse_args(argv)
+    if not args.render and not args.python.exists():
+        made.error(f"--python {args.python}: no such interpreter; `make kvpress` sets one up")
+    for flag, least in (("items", 1), ("repeats", 1), ("length", 256)):
+        if getattr(args, flag) < least:
+            made.error(f"--{flag} is {getattr(args, flag)}; allowed: {least} or more")
+    if wrong := [budget for budget in args.budgets if not 0 < budget < 1]:
+        made.error(f"--budgets {wrong[0]}; allowed: shares between 0 and 1")
+    return args
+
+
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What must be the same for an unfinished run to go on."""
+    named = ("items", "tasks", "protocols", "length", "budgets")
+    return {**{name: getattr(args, name) for name in named}, "seed": 0, "looked_into": min(LOOKED_INTO, args.items)}
+
+
+async def measure(args: argparse.Namespace, url: str, ledger: Ledger | None) -> dict[str, Any]:
+    """The parts that were asked for, each with where and when it was measured."""
+    start, began, found = time.monotonic(), about(), {}
+    endpoint = Endpoint(url, "")
+    endpoint.model = await endpoint.served()
+    async with partner(args.python, str(MINI)) as theirs:
+        began["partner"] = await theirs.ask("about")
+        if ledger is not None:
+            await Asking(settings(args), endpoint, theirs, ledger).run()
+            spent = {"about": began, "seconds": time.monotonic() - start}
+            found["quality"] = {**spent, **report(ledger, settings(args))}
+        if "speed" in args.parts:
+            timings = Speed(url, endpoint, theirs, await endpoint.policies())
+            found["speed"] = {"about": about(), "rows": speeds(await timings.run(args.repeats))}
+    await endpoint.close()
+    return found
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit code: 0 measured, 1 a side failed, 2 wrong usage, 130 interrupted."""
+    args = parsed(argv)
+    path = args.out.with_suffix(".jsonl")
+    if args.fresh:
+        path.unlink(missing_ok=True)
+    try:
+        found = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
+        if not args.render:
+            ledger = Ledger(path, settings(args)) if "quality" in args.parts else None
+            with serving(["--kv-groups", "4", "--dtype", "float32"]) as url:
+                found |= asyncio.run(measure(args, url, ledger))
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; the same command goes on from {path}", file=sys.stderr)
+        return 130
+    except OtherSettings as error:
+        print(error, file=sys.stderr)
+        return 2
+    except (NoServer, Refused, Gone, ExceptionGroup) as error:
+        told = _told(error)
+        if told is None:
+            raise
+        print(told, file=sys.stderr)
+        return 1
+    _finish(found, args.out)
+    if "quality" in args.parts:
+        path.unlink(missing_ok=True)
+    return 0
+
+
+def _told(error: Exception) -> str | None:
+    """What a side that cannot go on has said; None if the error is another one."""
+    if isinstance(error, ExceptionGroup):
+        return next((told for each in error.exceptions if (told := _told(each)) is not None), None)
+    return str(error) if isinstance(error, NoServer | Refused | Gone) else None
+
+
+def _finish(found: dict[str, Any], out: Path) -> int:
+    text = markdown(found)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    out.with_suffix(".md").write_text(text, encoding="utf-8")
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
