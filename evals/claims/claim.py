@@ -10,8 +10,8 @@ from evals.intervals import Estimate
 
 REPRODUCED, PARTLY, NOT, UNTESTED = "reproduced", "partly", "not reproduced", "cannot be tested here"
 RULE = (
-    "reproduced: the whole 95 % interval of every condition lies above its bar; partly: that of some; not reproduced: "
-    "that of none"
+    "reproduced: the whole 95 % interval of every condition lies above its bar; partly: that of half of them or more; "
+    "not reproduced: that of fewer"
 )
 
 
@@ -71,4 +71,4 @@ def verdict(conditions: Sequence[Condition]) -> str:
     if not conditions:
         return UNTESTED
     held = sum(condition.holds for condition in conditions)
-    return REPRODUCED if held == len(conditions) else PARTLY if held else NOT
+    return REPRODUCED if held == len(conditions) else PARTLY if 2 * held >= len(conditions) else NOT

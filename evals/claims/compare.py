@@ -44,9 +44,10 @@ def each(policies: Iterable[str], budgets: Iterable[float]) -> list[tuple[str, f
 
 
 def _than(ours: Cell, theirs: Cell) -> str:
-    same = ours.budget == theirs.budget or theirs.budget == 1.0
+    same = theirs.budget in (ours.budget, 1.0)
     there = theirs.policy if same else f"{theirs.policy} at {budget_name(theirs.budget)}"
-    return f"{ours.policy} at {budget_name(ours.budget)} against {there}"
+    here = ours.policy if ours.budget == 1.0 else f"{ours.policy} at {budget_name(ours.budget)}"
+    return f"{here} against {there}"
 
 
 def _gain(task: str, measure: str) -> str:

@@ -115,7 +115,7 @@ CLAIMS = (
     Claim(
         "scissorhands-persistence-ever",
         PAPER,
-        "The same, where one query that gives more than 1/t is enough",
+        "Persistence of importance, where a token matters that one query gives more than 1/t (another reading)",
         "Nearly every token is above average for some query, so most of the first half is pivotal and the ratio is "
         "high by itself: what counts is the distance to the controls.",
         look=partial(persists, ever=True),

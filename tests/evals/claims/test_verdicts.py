@@ -46,6 +46,7 @@ def judged(*lows, bar=0.0):
 def test_the_rule():
     assert judged(0.01, 0.5) == REPRODUCED
     assert judged(-0.01, 0.5) == PARTLY
+    assert judged(-0.01, -0.01, 0.5) == NOT
     assert judged(-0.15, -0.5) == NOT  # the mean may be above the bar or not: the interval is not
     assert judged(-0.01, bar=-0.05) == REPRODUCED
     assert judged() == UNTESTED
