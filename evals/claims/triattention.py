@@ -48,15 +48,14 @@ def concentrated(items: int, served: Served) -> Findings:
 def _clustered(name: str, here: concentration.Centre, looks: Tensor) -> list[Condition]:
     share = f"{name}: share of heads with R over {HIGH}"
     retrieves = here.overall[looks >= RETRIEVES]
-    return [
+    conditions = [
         Condition(f"{share} in the strongest band", _over(here.strongest), 0.5, POINTS),
         Condition(f"{share} over all bands", _over(here.overall), 0.5, POINTS),
-        *(
-            Condition(f"{name}: mean R over all bands of the heads that retrieve", bootstrap(each), 0.8, "")
-            for each in [retrieves.tolist()]
-            if each
-        ),
     ]
+    if len(retrieves):
+        mean = bootstrap(retrieves.tolist())
+        conditions.append(Condition(f"{name}: mean R over all bands of the heads that retrieve", mean, 0.8, ""))
+    return conditions
 
 
 def _over(found: Tensor) -> Estimate:
