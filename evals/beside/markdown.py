@@ -58,7 +58,7 @@ LEGEND = (
     "prompt is compressed; the first token of the answer comes from the full cache on both sides. Exact match in % "
     "with Wilson's interval (95 %); the difference is kvserve's minus kvpress', paired by item and resampled. *Same "
     "text*: answers that are equal to the letter, in %. *Kept by both*: share of the kept tokens, in %, that kvserve's "
-    "policy class and kvpress' press both choose when given the very same tensors (the first items of a cell, all layers "
+    "policy class and kvpress' press both choose when given the very same tensors (first items of a cell, all layers "
     "and heads)."
 )
 KINDS_LIST = "\n".join(f"- **{kind}**: {text}." for kind, text in KINDS.items())
