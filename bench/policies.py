@@ -38,6 +38,9 @@ def refusals(facts: Facts) -> dict[str, str]:
     """Installed policies that could not be imported or that such a server refuses, and why."""
     found = dict(registry.broken())
     for name, cls in registry.installed().items():
+        if cls.compresses and not cls.budgeted:
+            found[name] = "a request does not choose how much it keeps"
+            continue
         try:
             cls.model_validate({k: v for k, v in comparable(name).items() if k != "name"}).check(facts)
         except PolicyError as error:

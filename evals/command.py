@@ -71,7 +71,11 @@ async def measure(chosen: Chosen, url: str, folder: Path | None, path: Path) -> 
 
 def line_up(given: Sequence[Contestant], cards: dict[str, Any], ours: bool) -> list[Contestant]:
     """Those who are measured: the brackets, and those named, or all that are installed."""
-    named = list(given) or [Contestant({"name": name}) for name in cards if name not in (FULL, RANDOM, ORACLE)]
+    named = list(given) or [
+        Contestant({"name": name})
+        for name, card in cards.items()
+        if name not in (FULL, RANDOM, ORACLE) and card.get("budgeted", True)
+    ]
     brackets = [FULL, *(name for name in (RANDOM, ORACLE) if name in cards and (name != ORACLE or ours))]
     return [*(Contestant({"name": name}) for name in brackets), *(each for each in named if each.label not in brackets)]
 

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from kvserve.errors import PolicyError
-from kvserve.policy import Facts, Policy
+from kvserve.policy import Facts, Policy, Summaries
 
 COMPLETE = Facts(
     num_layers=4,
@@ -19,12 +19,14 @@ COMPLETE = Facts(
     max_model_len=1 << 14,
     chunk=2048,
     calibrated=("queries", "prefixkv"),
+    summaries=Summaries(8, 8, ("summary", "full", "summary", "summary")),
 )
 LACKING: dict[str, dict[str, Any]] = {
     "a group per layer: `--kv-groups` = number of layers": {"groups": 1},
     "a calibration file: `--kv-calibration FILE`, made by `kvserve calibrate MODEL -o FILE`": {"calibrated": ()},
     "a model whose positions are a rotary embedding (RoPE)": {"rotary": False},
     "all KV heads in one worker (tensor parallelism 1)": {"tensor_parallel": 2},
+    "a model with summary parameters: `kvserve train-summary` or `convert-summary`": {"summaries": None},
 }
 """Requirement -> facts of a server that does not meet it."""
 
@@ -35,6 +37,7 @@ EVIDENCE = {
     "mass": "attention mass",
     "moments": "mean and covariance of the queries before RoPE",
     "calibration": "the calibration file",
+    "summaries": "the summary tokens that the model makes of text",
 }
 
 

@@ -71,7 +71,7 @@ def formula(cls: type[Policy]) -> str:
 
 
 def example(cls: type[Policy]) -> str | dict[str, Any]:
-    return f"{cls.name}:0.25" if cls.compresses else cls.name
+    return f"{cls.name}:0.25" if cls.compresses and cls.budgeted else cls.name
 
 
 def parameters(cls: type[Policy]) -> str:

@@ -111,6 +111,9 @@ def unsupported(vllm_config: Any) -> list[str]:
         f"KV cache dtype {vllm_config.cache_config.cache_dtype!r}: scales live apart from the token slot": (
             str(vllm_config.cache_config.cache_dtype).startswith(("nvfp4", "turboquant", "ultraquant"))
         ),
+        "published KSA checkpoints, which vLLM takes for plain Qwen3: see `kvserve convert-summary`": (
+            bool(getattr(model.hf_config, "use_summary_attention", False))
+        ),
         "the V2 model runner: start with VLLM_USE_V2_MODEL_RUNNER=0": bool(
             getattr(vllm_config, "use_v2_model_runner", False)
         ),

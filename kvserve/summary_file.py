@@ -8,7 +8,7 @@ hash of the configuration. Tensors, for hidden size d, Hq query and H KV heads o
     layers.{i}.k_proj, v_proj (H * D, d)
 
 Metadata: format, config (see kvserve.calibration), chunk, window, layers (JSON list of "summary" or "full"), mix (the
-share m of these projections in m * summary + (1 - m) * text).
+share m of these projections in m * summary + (1 - m) * text, behind the norms of queries and keys).
 """
 
 import json

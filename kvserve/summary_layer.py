@@ -1,5 +1,6 @@
 """One decoder layer as summary tokens pass it: their own projections, everything else shared with text (KSA)."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,20 +23,24 @@ class SummaryLayer:
     layer: Layer
     block: Any  # vLLM's decoder layer, in the way of Qwen3's
     weights: tuple[Tensor, Tensor, Tensor]  # of queries, keys, values
-    mix: float = 1.0  # their share beside the text's own projections
+    mix: float = 1.0  # their share beside the text's own projections, behind the norms
 
     def project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Hidden states (r, d) -> queries (r, Hq, D), keys and values (r, H, D), rotated to `positions` (r,)."""
-        attention = self.block.self_attn
-        normed = self.block.input_layernorm(x)
-        q, k, v = (F.linear(normed, weight) for weight in self.weights)
+        attention, normed = self.block.self_attn, self.block.input_layernorm(x)
+        q, k, v = self._normed(F.linear(normed, weight) for weight in self.weights)
         if self.mix != 1:
-            text = attention.qkv_proj(normed)[0].split([attention.q_size, attention.kv_size, attention.kv_size], dim=-1)
+            sizes = [attention.q_size, attention.kv_size, attention.kv_size]
+            text = self._normed(attention.qkv_proj(normed)[0].split(sizes, dim=-1))
             q, k, v = (self.mix * own + (1 - self.mix) * base for own, base in zip((q, k, v), text, strict=True))
-        q = attention.q_norm(q.view(len(x), -1, attention.head_dim)).flatten(1)
-        k = attention.k_norm(k.view(len(x), -1, attention.head_dim)).flatten(1)
-        q, k = attention.rotary_emb(positions, q, k)
+        q, k = attention.rotary_emb(positions, q.flatten(1), k.flatten(1))
         return tuple(part.view(len(x), -1, attention.head_dim) for part in (q, k, v))  # type: ignore[return-value]
+
+    def _normed(self, parts: Iterable[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Projected queries, keys and values by head, (r, heads, D), the first two behind their norms."""
+        attention = self.block.self_attn
+        q, k, v = (part.reshape(len(part), -1, attention.head_dim) for part in parts)
+        return attention.q_norm(q.contiguous()), attention.k_norm(k.contiguous()), v
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Attention of each row on its chunk's text, keys and values (r, H, C, D), and on itself: (r, Hq, D)."""

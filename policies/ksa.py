@@ -33,11 +33,17 @@ class KSA(Policy):
     )
     budget: None = Field(None, description="Not a choice: what is kept follows from `window`")  # type: ignore[assignment]
     at: None = Field(None, description="Not a choice: a chunk is replaced when it leaves the window")
+    prefill: Literal["whole", "chunks"] = Field(
+        "whole",
+        description="Replace text when the prompt is complete, or between its chunks already, which needs less memory; "
+        "what is computed is the same",
+    )
     when: Literal["always"] = Field("always", description="Always: what a token sees must not depend on load")
     decode: Literal[True] = Field(True, description="Always: generated text is summarised like any other")
     slack: None = Field(None, description="Not a choice: a chunk is replaced when it leaves the window")  # type: ignore[assignment]
 
     _summaries: Summaries | None = PrivateAttr(None)
+    _block_size: int = PrivateAttr(1)
 
     # -- what it is --------------------------------------------------------------------------------
 
@@ -68,7 +74,7 @@ class KSA(Policy):
 
     def settled(self, facts: Facts) -> "KSA":
         own = self.model_copy()
-        own._summaries = facts.summaries
+        own._summaries, own._block_size = facts.summaries, facts.block_size
         return own
 
     @property
@@ -90,8 +96,12 @@ class KSA(Policy):
 
     def target(self, logical: int, prompt: int = 0) -> int:
         """Mean over all layers, rounded up."""
-        share = self._about.layers.count("summary") / len(self._about.layers)
-        return math.ceil(share * self.entries(logical) + (1 - share) * logical)
+        return math.ceil(self._mean(self.entries(logical), logical))
+
+    def _mean(self, entries: float, text: float) -> float:
+        """Over all layers, of which the summary layers hold `entries` and the others `text`."""
+        kinds = self._about.layers
+        return (kinds.count("summary") * entries + kinds.count("full") * text) / len(kinds)
 
     def due(self, at: Moment) -> int | None:
         """Entries of a summary layer, once a chunk has left the window."""
@@ -103,11 +113,18 @@ class KSA(Policy):
     def shares(self, keep: int, num_layers: int, held: int) -> list[int]:
         return [keep if kind == "summary" else EVERYTHING for kind in self._about.layers]
 
-    def overshoot(self) -> int:
-        return self._about.chunk
-
     def chunked_peak(self, prompt: int, chunk: int) -> int:
-        return min(prompt, self.target(prompt) + chunk + self._about.chunk)
+        return self._blocks(min(prompt, self.entries(prompt) + chunk + self._about.chunk), prompt)
+
+    def peak(self, prompt: int, generate: int, chunk: int, whole: bool) -> int:
+        total = prompt + generate
+        early = self._blocks(prompt, prompt) if whole else self.chunked_peak(prompt, chunk)
+        return max(early, self._blocks(min(total, self.entries(total) + self._about.chunk), total))
+
+    def _blocks(self, entries: int, text: int) -> int:
+        """Mean over all layers where each takes whole blocks: two kinds of layers round up apart."""
+        size = self._block_size
+        return math.ceil(self._mean(*(-(-held // size) * size for held in (entries, text))))
 
     # -- which -------------------------------------------------------------------------------------
 

@@ -17,7 +17,8 @@ class PolicyCard(BaseModel):
     idea: str = Field(description="What it does, in one line")
     paper: str = Field(description="Where it comes from; empty for controls")
     compresses: bool
-    evidence: list[str] = Field(description="What it reads of a layer: keys, values, queries")
+    budgeted: bool = Field(default=True, description="Whether a request chooses how many tokens stay")
+    evidence: list[str] = Field(description="What it reads of a layer: keys, values, queries, ...")
     parameters: dict[str, Any] = Field(description="JSON schema of the parameters")
     supported: bool | None = Field(
         default=None, description="Whether this server can run it with default parameters; null if none was asked"
@@ -41,6 +42,7 @@ def card(name: str, choice: Choice | None = None) -> PolicyCard:
         idea=_idea(cls),
         paper=cls.paper,
         compresses=cls.compresses,
+        budgeted=cls.compresses and cls.budgeted,
         evidence=list(cls.reads),
         parameters=cls.model_json_schema(),
         supported=None if choice is None else refusal is None,

@@ -57,4 +57,4 @@ class Choice:
 
 def shown(policy: Policy) -> str:
     """The short form, as users write it: `name` or `name:budget`."""
-    return f"{policy.name}:{policy.budget}" if policy.compresses else policy.name
+    return f"{policy.name}:{policy.budget}" if policy.compresses and policy.budgeted else policy.name

@@ -38,7 +38,7 @@ export class Choice {
     this.name.title = card?.paper ?? "";
     this.idea.textContent = (card?.idea ?? "").replaceAll("`", "");
     this.idea.title = card?.idea ?? "";
-    this.budget.disabled = !card?.compresses;
+    this.budget.disabled = !card?.budgeted;
     this.budget.closest("label").classList.toggle("unused", this.budget.disabled);
     this.details.hidden = properties.length === 0;
     const [first] = properties.filter(([, about]) => about.type === "integer").concat(properties);
@@ -50,7 +50,7 @@ export class Choice {
   value() {
     const card = this.#card;
     const policy = { name: this.name.value };
-    if (card?.compresses && this.budget.value.trim()) policy.budget = numberOf(this.budget.value);
+    if (card?.budgeted && this.budget.value.trim()) policy.budget = numberOf(this.budget.value);
     if (!this.details.hidden && this.parameters.value.trim()) Object.assign(policy, objectOf(this.parameters.value));
     return policy;
   }
@@ -63,7 +63,7 @@ export class Choice {
 
   lock(locked) {
     for (const field of [this.name, this.parameters]) field.disabled = locked;
-    this.budget.disabled = locked || !this.#card?.compresses;
+    this.budget.disabled = locked || !this.#card?.budgeted;
   }
 }
 

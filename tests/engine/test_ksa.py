@@ -9,6 +9,7 @@ from tests.engine.reference.summaries import expected_entries, ksa_logits
 
 PURE, HYBRID = ["summary"] * 4, ["summary", "full", "summary", "summary"]
 WINDOW, CHUNK = 4, taught.CHUNK
+MIX = {id(PURE): 1.0, id(HYBRID): 0.7}
 LENGTHS = [1, 7, 8, 31, 39, 40, 41, 47, 48, 160, 161, 167, 168, 300, 505]
 GENERATE = 20
 
@@ -21,7 +22,9 @@ def model():
 @pytest.fixture(scope="module", params=[PURE, HYBRID], ids=["pure", "hybrid"])
 def served(request, tmp_path_factory):
     """An engine whose prompts are read in chunks that fit neither chunks of text nor blocks."""
-    folder = taught.model(tmp_path_factory.mktemp("ksa") / "model", request.param, WINDOW)
+    folder = taught.model(
+        tmp_path_factory.mktemp("ksa") / "model", request.param, WINDOW, mix=str(MIX[id(request.param)])
+    )
     groups = 1 if request.param is PURE else 4
     llm = harness.start(model=folder, blocks=groups * 256, max_num_batched_tokens=150, options={"groups": groups})
     yield llm, request.param
@@ -30,7 +33,7 @@ def served(request, tmp_path_factory):
 
 def expected(model, kinds, prompt, said, window=WINDOW):
     """Log-probabilities (generated, vocabulary) by the reference, after the prompt and after each token said."""
-    logits = ksa_logits(model, taught.parameters(), prompt + said[:-1], window, kinds)
+    logits = ksa_logits(model, taught.parameters(), prompt + said[:-1], window, kinds, mix=MIX[id(kinds)])
     return torch.log_softmax(logits[len(prompt) - 1 :], dim=-1)
 
 

@@ -6,7 +6,7 @@ from evals.protocols import PROTOCOLS, SLACK, Sizes, Unsuitable, kv_policy, newe
 from kvserve import registry, request
 from kvserve.policy import Moment
 
-NAMES = [name for name, cls in registry.installed().items() if cls.compresses]
+NAMES = [name for name, cls in registry.installed().items() if cls.compresses and cls.budgeted]
 SIZES = Sizes(prompt=400, context=385)
 
 

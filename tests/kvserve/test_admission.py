@@ -8,7 +8,7 @@ from kvserve.errors import PolicyError
 from kvserve.policy import Facts, Moment
 
 FACTS = Facts(num_layers=4, groups=1, block_size=32, pool_tokens=736, max_model_len=4096, chunk=256)
-COMPRESSING = [n for n, p in registry.installed().items() if p.compresses]
+COMPRESSING = [n for n, p in registry.installed().items() if p.compresses and p.budgeted]
 
 
 def test_full_prompt_larger_than_the_pool():

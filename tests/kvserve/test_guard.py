@@ -35,7 +35,9 @@ def config(**changes):
     parallel = SimpleNamespace(
         decode_context_parallel_size=1, prefill_context_parallel_size=1, pipeline_parallel_size=1, use_ubatching=False
     )
-    model = SimpleNamespace(runner_type="generate", is_encoder_decoder=False, use_mla=False)
+    model = SimpleNamespace(
+        runner_type="generate", is_encoder_decoder=False, use_mla=False, hf_config=SimpleNamespace()
+    )
     made = SimpleNamespace(
         parallel_config=parallel, model_config=model, speculative_config=None, kv_transfer_config=None,
         cache_config=SimpleNamespace(cache_dtype="auto"), use_v2_model_runner=False,
@@ -58,6 +60,7 @@ def config(**changes):
         ({"parallel_config__pipeline_parallel_size": 2}, "pipeline parallelism"),
         ({"model_config__use_mla": True}, "MLA"),
         ({"cache_config__cache_dtype": "nvfp4"}, "nvfp4"),
+        ({"model_config__hf_config": SimpleNamespace(use_summary_attention=True)}, "kvserve convert-summary"),
         ({"use_v2_model_runner": True}, "VLLM_USE_V2_MODEL_RUNNER=0"),
     ],
 )

@@ -79,9 +79,11 @@ def test_queries_are_tapped_before_attention():
     impl, seen = _extended(StockBackend).get_impl_cls()(), []
     assert isinstance(impl, QueryTap)
     assert impl.forward(None, torch.ones(2), torch.ones(2)).tolist() == [2, 2]
-    impl.kv_tap = SimpleNamespace(before=lambda q: seen.append("before"), after=lambda q: seen.append("after"))
+    impl.kv_tap = SimpleNamespace(
+        before=lambda q: seen.append("before"), after=lambda q, out: seen.append(out.tolist())
+    )
     assert impl.forward(None, torch.ones(2), torch.ones(2)).tolist() == [2, 2]
-    assert seen == ["before", "after"]
+    assert seen == ["before", [2, 2]]
 
 
 class Table:

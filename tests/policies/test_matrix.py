@@ -8,7 +8,7 @@ from kvserve.mass import column_sums
 from kvserve.policy import LayerView, Merged, Moment, Moments, Rope
 
 H, G, D, N, PROMPT = 2, 2, 16, 700, 100
-POLICIES = [n for n, p in registry.installed().items() if p.compresses]
+POLICIES = [n for n, p in registry.installed().items() if p.compresses and p.budgeted]
 BUDGETS = [64, 300, 0.1, 0.5]
 
 

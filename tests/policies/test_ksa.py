@@ -1,0 +1,114 @@
+"""When text gives way to summaries, to how many entries, and which slots they take."""
+
+import pytest
+import torch
+
+from kvserve import request
+from kvserve.admission import fitting
+from kvserve.policy import EVERYTHING, Facts, LayerView, Moment, PolicyError, Summaries
+from kvserve.spec import layers_of_groups
+from tests.engine.reference.summaries import expected_entries
+
+CHUNK, WINDOW = 8, 4
+HYBRID = Summaries(CHUNK, WINDOW, ("summary", "full", "summary", "summary"))
+FACTS = Facts(
+    num_layers=4, groups=4, block_size=32, pool_tokens=1024, max_model_len=8192, chunk=256, summaries=HYBRID
+)  # fmt: skip
+
+
+def ksa(facts=FACTS, **fields):
+    policy = request.parse({"name": "ksa", **fields})
+    policy.check(facts)
+    return policy.settled(facts)
+
+
+def test_entries_are_the_papers():
+    for window in (None, 1, 9):
+        policy = ksa(window=window)
+        for tokens in range(400):
+            assert policy.entries(tokens) == expected_entries(tokens, window or WINDOW)
+
+
+def test_a_chunk_goes_when_it_has_left_the_window():
+    policy = ksa()
+    acts = {n: policy.due(Moment(n, n, "decode")) for n in range(64) if policy.due(Moment(n, n, "decode"))}
+    assert acts == {40: 33, 48: 34, 56: 35}  # five chunks: the first of them is seen as a summary from now on
+    assert policy.due(Moment(39, 39, "prefilled")) is None
+    assert policy.due(Moment(45, 45, "prefilled")) == 38
+    assert policy.shares(38, 4, 45) == [38, EVERYTHING, 38, 38]
+
+
+def test_it_is_told_about_its_server_before_it_acts():
+    with pytest.raises(RuntimeError, match="has not been told about its server"):
+        request.parse("ksa").due(Moment(100, 100, "decode"))
+
+
+@pytest.mark.parametrize(
+    ("layers", "groups", "allowed"),
+    [
+        (("summary", "full", "summary", "summary"), 1, "--kv-groups 4"),
+        (("summary", "full", "summary", "summary"), 2, "--kv-groups 4"),
+        (("summary", "full", "summary", "full"), 1, "--kv-groups 2 or 4"),
+        (("summary", "summary", "summary", "summary"), 1, None),
+        (("summary", "full", "summary", "full"), 2, None),
+    ],
+)
+def test_layers_that_keep_all_need_groups_of_their_own(layers, groups, allowed):
+    facts = FACTS._replace(summaries=Summaries(CHUNK, WINDOW, layers), groups=groups)
+    if allowed is None:
+        ksa(facts)
+        return
+    with pytest.raises(PolicyError, match=allowed) as error:
+        ksa(facts)
+    assert error.value.reason == "unsupported"
+
+
+def test_a_model_that_was_taught_none():
+    with pytest.raises(PolicyError, match="needs a model with summary parameters"):
+        ksa(FACTS._replace(summaries=None))
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"budget": 0.25}, "budget"), ({"at": 3}, "at"), ({"slack": 64}, "slack"), ({"when": "pressure"}, "when"),
+        ({"decode": False}, "decode"), ({"window": 0}, "window"), ({"chunk": 4}, "chunk"),
+    ],
+)  # fmt: skip
+def test_what_is_not_a_choice(fields, param):
+    with pytest.raises(PolicyError) as error:
+        request.parse({"name": "ksa", **fields})
+    assert error.value.param == f"kv_policy.{param}"
+
+
+def test_admission_counts_the_layers_that_keep_all():
+    """On the mean of a layer: three quarters of it an eighth of the text, the rest all."""
+    assert fitting(ksa(), 900, 1900, FACTS) == 1900
+    assert fitting(request.parse("full"), 900, 1900, FACTS) == 124
+    with pytest.raises(PolicyError, match="needs room for"):
+        fitting(ksa(), 3500, 100, FACTS)
+    assert fitting(ksa(), 700, 4000, FACTS) < 4000
+
+
+def test_summaries_stand_where_their_chunks_ended():
+    held = 4 + 61  # four summaries, then the text from position 32 on
+    positions = torch.cat([torch.arange(7, 32, 8), torch.arange(32, 93)]).expand(2, -1)
+    keys = torch.arange(2 * held * 3.0).view(2, held, 3)
+    made = torch.full((2, 3, 3), -1.0), torch.full((2, 3, 3), -2.0)
+    asked = []
+    view = LayerView(
+        layer=0, num_layers=4, logical=93, since=64, positions=positions,
+        load=lambda which: keys if which == "keys" else keys + 1000,
+        summaries=lambda first, last: asked.append((first, last)) or made,
+    )  # fmt: skip
+    choice = ksa().select(view, ksa().entries(93))
+    assert asked == [(4, 7)]
+    assert choice.merged == 21
+    assert positions.gather(1, choice.slots)[0].tolist() == [*range(7, 56, 8), *range(56, 93)]
+    assert torch.equal(choice.keys, torch.cat([keys[:, :4], made[0], keys[:, 28:]], dim=1))
+    assert torch.equal(choice.values, torch.cat([keys[:, :4] + 1000, made[1], keys[:, 28:] + 1000], dim=1))
+
+
+def test_layers_of_groups_are_counted_in_the_models_order():
+    groups = [["model.layers.10.attn", "model.layers.2.attn"], ["model.layers.0.attn", "model.layers.7.attn"]]
+    assert layers_of_groups(groups) == [[3, 1], [0, 2]]
