@@ -19,9 +19,10 @@ from kvserve import request as wire
 from kvserve.admission import fitting
 from kvserve.errors import PolicyError
 from kvserve.facts import facts_of
+from kvserve.policy import Policy
 from kvserve.registry import get
 
-CHUNK = 256
+CHUNK = 128
 """Tokens of a replay in one step of the engine: bounds how long a request that arrives meanwhile waits, and the memory
 for the logits of a whole step."""
 
@@ -116,7 +117,29 @@ def replay_of(request: EngineCoreRequest, generated: list[int], vllm_config: Any
     """For a finished request that is not `unfit`; keeps its adapter, its cache salt and its engine."""
     policy = wire.compressing(request.sampling_params.extra_args if request.sampling_params else None)
     prompt = len(request.prompt_token_ids or ())
-    params = SamplingParams(
+    question = msgspec.structs.replace(
+        request,
+        prompt_token_ids=_tokens(request, generated, vllm_config),
+        sampling_params=_params(prompt),
+        arrival_time=time.time(),
+        cache_salt=_own_salt(request.cache_salt, policy),
+        priority=sys.maxsize,  # the last, where --scheduling-policy is priority
+        trace_headers=None,
+        session_id=None,
+        kv_hints=None,
+    )
+    return Replay(policy.name if policy else "full", question, prompt)
+
+
+def _own_salt(salt: str | None, policy: Policy | None) -> str | None:
+    """The client's own: policies under which a prompt is read in another way add theirs (`kvserve.frontend`)."""
+    if salt is None or policy is None or policy.salt is None:
+        return salt
+    return salt.removesuffix(f"/{policy.salt}") or None
+
+
+def _params(prompt: int) -> SamplingParams:
+    return SamplingParams(
         temperature=0.0,
         max_tokens=1,
         prompt_logprobs=1,
@@ -125,17 +148,27 @@ def replay_of(request: EngineCoreRequest, generated: list[int], vllm_config: Any
         skip_reading_prefix_cache=False,
         extra_args={wire.CANARY: prompt},
     )
-    question = msgspec.structs.replace(
-        request,
-        prompt_token_ids=_tokens(request, generated, vllm_config),
-        sampling_params=params,
+
+
+def warm_ups(vllm_config: Any) -> list[Replay]:
+    """Replays of nothing: vLLM compiles the counting of ranks for the first sizes that it meets, for seconds."""
+    most = min(vllm_config.model_config.max_model_len - 1, facts_of(vllm_config).pool_tokens - 1)
+    return [_warm_up(min(tokens, most)) for tokens in (CHUNK + 44, CHUNK + 2)]
+
+
+def _warm_up(tokens: int) -> Replay:
+    request = EngineCoreRequest(
+        request_id="",
+        prompt_token_ids=[0] * tokens,
+        mm_features=None,
+        sampling_params=_params(1),
+        pooling_params=None,
         arrival_time=time.time(),
-        priority=sys.maxsize,  # the last, where --scheduling-policy is priority
-        trace_headers=None,
-        session_id=None,
-        kv_hints=None,
+        lora_request=None,
+        cache_salt=None,
+        data_parallel_rank=None,
     )
-    return Replay(policy.name if policy else "full", question, prompt)
+    return Replay("full", request, 1).again()
 
 
 def judged(replay: Replay, output: EngineCoreOutput) -> Judgement | None:

@@ -129,7 +129,7 @@ class Canary:
     # -- clients' requests ----------------------------------------------------------------------------
 
     async def arrived(self) -> None:
-        """A client's request is about to be sent to the engine: a replay that runs gives way to it first."""
+        """A client's request has come, or is about to be sent to the engine: a replay that runs gives way to it."""
         self._touched = time.monotonic()
         if self._asked is not None and not self._asked[1].done():
             replay, answer = self._asked
@@ -171,8 +171,6 @@ class Canary:
             except Exception:
                 self.findings.outcomes["failed"] += 1
                 logger.exception("kvserve: a replay of the canary failed")
-            finally:
-                self._asked = None
 
     async def _next(self) -> Task:
         """The oldest one, as soon as the engine has been quiet for long enough."""
@@ -186,11 +184,18 @@ class Canary:
         """Seconds of quiet still to wait for, if nobody comes."""
         return self._quiet if self._engine.busy() else self._touched + self._quiet - time.monotonic()
 
-    async def _replay(self, task: Task) -> None:
+    async def ask(self, replay: Replay) -> Any:
+        """The engine's answer; None if a request came first."""
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._asked = task.replay, answer
-        await self._engine.send(task.replay)  # no request can come in between: up to here nothing has waited
-        output = await answer
+        self._asked = replay, answer
+        try:
+            await self._engine.send(replay)  # no request can have come in between: up to here nothing has waited
+            return await answer
+        finally:
+            self._asked = None
+
+    async def _replay(self, task: Task) -> None:
+        output = await self.ask(task.replay)
         if output is None:
             self.findings.outcomes["interrupted"] += 1
             self._queue.put_back(task)

@@ -52,6 +52,8 @@ async def serve(handler: Handler, request: Any, raw_request: Request) -> Respons
     """Choose the policy, let vLLM answer, report what became of the cache."""
     service = Service.of(raw_request)
     service.board.begin()
+    if service.canary is not None:
+        await service.canary.arrived()  # the engine is free before the prompt is tokenized
     try:
         policy = service.choice.of(request.kv_policy, raw_request.headers, request.vllm_xargs)
         _refuse_beam_search(service, policy, request)

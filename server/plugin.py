@@ -1,12 +1,11 @@
 """The entry point through which vLLM's API server loads kvserve's routes."""
 
-import asyncio
 from argparse import Namespace
 from typing import Any
 
 from fastapi import FastAPI
 
-from server import ending, generate, inspection, live
+from server import ending, generate, inspection, live, tap
 from server.elsewhere import Elsewhere
 from server.service import Service
 
@@ -31,5 +30,5 @@ class KVEndpoints:
         """Called when the engine is up. Raises PolicyError, which ends the server, for a bad default."""
         state.kvserve = service = Service.over(engine_client)
         if service.canary is not None:
-            state.kvserve_canary = asyncio.create_task(service.canary.run())  # the loop itself holds tasks weakly
+            state.kvserve_canary = await tap.started(engine_client, service.canary)  # the loop holds tasks weakly
         ending.watch(engine_client, state)

@@ -3,6 +3,7 @@
 A replay is sent past vLLM's OutputProcessor, which ignores outputs of requests that it does not know.
 """
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -93,3 +94,10 @@ class Tap:
             self._canary.skip(reason)
         else:
             self._canary.keep(replays.replay_of(request, generated, self._config))
+
+
+async def started(engine_client: Any, canary: Canary) -> asyncio.Task[None]:
+    """The canary's life, begun when the engine has had its kind of request; called before the server listens."""
+    for replay in replays.warm_ups(engine_client.vllm_config):
+        await canary.ask(replay)
+    return asyncio.create_task(canary.run())

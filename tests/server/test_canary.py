@@ -307,3 +307,17 @@ def test_an_answer_to_the_models_limit_loses_its_last_token() -> None:
     made = replay_of(finished(), list(range(92)), CONFIG)
     assert made.tokens == 99 and made.request.prompt_token_ids is not None
     assert made.request.prompt_token_ids[-1] == 90
+
+
+@pytest.mark.parametrize(
+    ("salt", "own"), [("/mark", None), ("tenant/mark", "tenant"), ("tenant", "tenant"), (None, None)]
+)
+def test_a_replay_has_no_salt_of_the_policy(salt: str | None, own: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its prompt may be found in the prefix cache where the full cache's is, not where the policy's is."""
+    from kvserve.replay import replay_of
+    from policies.knorm import KNorm
+
+    monkeypatch.setattr(KNorm, "salt", "mark")
+    request = finished()
+    request.cache_salt = salt
+    assert replay_of(request, [90], CONFIG).request.cache_salt == own
