@@ -94,9 +94,9 @@ def _checks(made: Record) -> Iterator[str]:
 
 
 UNEVEN = (
-    "transformers makes one mask for all layers, as long as the first layer's cache, and without FlashAttention 2, which "
-    "needs a GPU, a question of several tokens needs a mask (its issue 35168). Here such questions are read token by "
-    "token, which needs none."
+    "transformers makes one mask for all layers, as long as the first layer's cache, and without FlashAttention 2 (for "
+    "GPUs) a question of several tokens needs a mask (its issue 35168). Here such questions are read token by token, "
+    "which needs none."
 )
 
 
