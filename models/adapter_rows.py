@@ -40,6 +40,8 @@ def _generated(folder: Path, rows: int, tokens: int, seed: int) -> Rows:
 def _ids(folder: Path, text: Path | None) -> np.ndarray:
     from transformers import AutoTokenizer
 
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
+        raise TextError(f"{folder} has no tokenizer")  # transformers would make an empty one
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:

@@ -117,9 +117,9 @@ class Run:
         torch._foreach_lerp_(list(self.average.values()), [current[n] for n in self.average], 1 - self.plan.average)
 
 
-def train(shape: Shape, plan: Plan, work: Path, folder: Path, compiled: bool) -> None:
+def train(shape: Shape, plan: Plan, work: Path, folder: Path, compiled: bool, made: type[Run] = Run) -> None:
     """Work through the stages that are left; a signal to stop ends the current step first and then saves."""
-    run = Run(shape, plan, work, compiled)
+    run = made(shape, plan, work, compiled)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, run.stop)
     while run.stage < len(plan.stages):

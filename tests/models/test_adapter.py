@@ -173,7 +173,7 @@ def test_no_folder_and_no_qwen(folder, tmp_path, capsys):
 def test_generated_rows_for_the_family_alone(folder, tmp_path):
     assert rows_of(MINI, None, 1, 128, 0)[1] == "generated tasks"
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
-    with pytest.raises(TextError, match="no tokenizer that can be read"):
+    with pytest.raises(TextError, match="has no tokenizer"):
         rows_of(tmp_path, None, 1, 128, 0)
 
 
