@@ -107,6 +107,11 @@ class Policy(BaseModel):
         return None
 
     @property
+    def summarised(self) -> bool:
+        """Whether a summary takes the place of text that leaves the window; else nothing does."""
+        return True
+
+    @property
     def mass_every(self) -> int:
         """Only each n-th query of the prompt adds to the mass, n times: an estimate at an n-th of the cost."""
         return 1

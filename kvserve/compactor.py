@@ -70,7 +70,7 @@ class Compactor:
         self.requests[req_id] = Held(policy, prompt)
         self.gather.begin(req_id, policy, prompt)
         if self.summaries is not None and "summaries" in policy.reads:
-            self.summaries.begin(req_id)
+            self.summaries.begin(req_id, policy.text_window or 0, policy.summarised)
         window = max(policy.query_window, FOLD if policy.gathers and policy.observes == "all" else 0)
         if window:
             self.queries.seat(req_id, window, first)

@@ -123,7 +123,7 @@ class KVRunner:
         if kv.summaries is not None:
             ours = [span for span in spans if span.req_id in kv.summaries]
             needing = [span for span in ours if kv.summaries.needs(span, kv.requests[span.req_id])]
-            kv.summaries.begin_step([self._kv_reading(kv, span) for span in needing])
+            kv.summaries.begin_step([Reading(*self._kv_prompt(kv, span)) for span in needing])
         self._kv_complete = [s for s in prompts if kv.undivided(s.req_id, s.position + s.count)]
 
     def _kv_caches(self, kv: Compactor, req_id: str, logical: int) -> Iterator[Cache]:
@@ -137,9 +137,6 @@ class KVRunner:
     def _kv_prompt(self, kv: Compactor, span: Span) -> Prompt:
         caches = self._kv_caches(kv, span.req_id, span.position + span.count)
         return Prompt(span, {cache.group: cache for cache in caches})
-
-    def _kv_reading(self, kv: Compactor, span: Span) -> Reading:
-        return Reading(*self._kv_prompt(kv, span), kv.requests[span.req_id].policy.text_window)
 
     def _kv_idle(self, kv: Compactor) -> None:
         """The coming step carries no request of ours: attention sees what stock vLLM's sees."""

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kvserve.gather import Layer
@@ -24,8 +23,7 @@ from kvserve.plan import Plan
 from kvserve.queries import Span
 from kvserve.summary_layer import SummaryLayer
 from kvserve.terms import Summaries
-
-TILE = 64  # queries at a time
+from kvserve.windowed import Sight, Window, attention
 
 
 class Due(NamedTuple):
@@ -39,10 +37,21 @@ class Due(NamedTuple):
 
 @dataclass
 class Made:
-    """Summaries of one request that are not in its cache yet: those of chunks `first`, `first` + 1, ..."""
+    """What is known of one request; its summaries that are not in its cache yet: of chunks `first`, `first` + 1, ..."""
 
+    window: Window
+    lost: int  # entries that a summary layer loses with each chunk: all but one, or all if no summaries are seen
     first: int = 0
     layers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # as stored, (H, m, D) each
+
+    @property
+    def summarised(self) -> bool:
+        return self.lost < self.window.chunk
+
+    @property
+    def last(self) -> int:
+        """The chunk after those that have been made."""
+        return self.first + next((keys.shape[1] for keys, _ in self.layers.values()), 0)
 
     def forget(self, before: int) -> None:
         """Those of chunks below `before` are in the cache, or will not be asked for."""
@@ -51,13 +60,18 @@ class Made:
             self.layers = {i: (keys[:, skip:], values[:, skip:]) for i, (keys, values) in self.layers.items()}
             self.first = before
 
+    def add(self, layer: int, fresh: Sequence[Tensor]) -> None:
+        """Keys and values (H, r, D) of the next r chunks in one layer."""
+        if layer in self.layers:
+            fresh = [torch.cat(pair, dim=1) for pair in zip(self.layers[layer], fresh, strict=True)]
+        self.layers[layer] = (fresh[0], fresh[1])
+
 
 class Reading(NamedTuple):
     """A request that reads text in a step, some of which must not see all that the cache holds then."""
 
     span: Span
     caches: Mapping[int, Cache]  # by group, once the text is in it
-    window: int | None  # chunks
 
 
 class SummaryMaker:
@@ -77,8 +91,9 @@ class SummaryMaker:
 
     # -- a request -----------------------------------------------------------------------------------
 
-    def begin(self, req_id: str) -> None:
-        self._made[req_id] = Made()
+    def begin(self, req_id: str, chunks: int, summarised: bool) -> None:
+        """A request starts, or starts again; chunks: its window."""
+        self._made[req_id] = Made(Window(self._chunk, chunks), self._chunk - summarised)
 
     def end(self, req_id: str) -> None:
         self._made.pop(req_id, None)
@@ -93,20 +108,24 @@ class SummaryMaker:
 
     def due(self, plan: Plan, caches: Mapping[int, Cache]) -> Due:
         """What a compaction asks for: summaries for all the text that it lets go."""
-        return Due(plan.req_id, caches, self._cached_of(caches), (plan.logical - plan.keep) // (self._chunk - 1))
+        lost = self._made[plan.req_id].lost
+        return Due(plan.req_id, caches, _gone(caches, lost), (plan.logical - plan.keep) // lost)
 
     def complete(self, due: Sequence[Due]) -> None:
         """Make what is asked for and not made yet, in one pass."""
-        rows = _Rows(self._chunk, [each for one in due if (each := self._missing(one)) is not None], self._embedding)
+        rows = self._missing(due)
         if rows:
             for layer in self._layers:
                 self._pass(layer, rows)
 
-    def _missing(self, due: Due) -> Due | None:
-        made = self._made[due.req_id]
-        made.forget(due.first)
-        have = made.first + next((keys.shape[1] for keys, _ in made.layers.values()), 0)
-        return due._replace(first=have) if have < due.last else None
+    def _missing(self, due: Sequence[Due]) -> "_Rows":
+        missing = []
+        for one in due:
+            made = self._made[one.req_id]
+            made.forget(one.first)
+            if made.summarised and made.last < one.last:
+                missing.append(one._replace(first=made.last))
+        return _Rows(self._chunk, missing, self._embedding)
 
     def of(self, req_id: str, layer: Layer, first: int, last: int) -> tuple[Tensor, Tensor]:
         """Keys and values (H, last - first, D) float32 of these chunks' summaries, which must have been made."""
@@ -126,27 +145,25 @@ class SummaryMaker:
         start = 0
         for due in rows.due:
             end = start + due.last - due.first
-            fresh = [part[start:end].transpose(0, 1) for part in kept]
-            layers, index, start = self._made[due.req_id].layers, layer.layer.index, end
-            if index in layers:
-                fresh = [torch.cat(pair, dim=1) for pair in zip(layers[index], fresh, strict=True)]
-            layers[index] = (fresh[0], fresh[1])
+            self._made[due.req_id].add(layer.layer.index, [part[start:end].transpose(0, 1) for part in kept])
+            start = end
 
     # -- a step --------------------------------------------------------------------------------------
 
     def needs(self, span: Span, held: Held) -> bool:
         """Whether some of these tokens must not see what the cache holds once they are in it."""
-        return self._gone(span.position + span.count - 1, held.policy.text_window) > self._cached(held)
+        made = self._made[span.req_id]
+        cached = max(held.offset.values(), default=0) // made.lost
+        return made.window.gone(span.position + span.count - 1) > cached
 
     def begin_step(self, readings: list[Reading]) -> None:
         """`readings`: of the spans of the coming step that `needs` said yes to."""
-        self._readings = readings
-        due = [
-            Due(span.req_id, caches, self._cached_of(caches), self._gone(span.position + span.count - 1, window))
-            for span, caches, window in readings
-        ]
-        missing = [each for one in due if (each := self._missing(one)) is not None]
-        self._rows = _Rows(self._chunk, missing, self._embedding)
+        self._readings, due = readings, []
+        for span, caches in readings:
+            made = self._made[span.req_id]
+            last = made.window.gone(span.position + span.count - 1)
+            due.append(Due(span.req_id, caches, _gone(caches, made.lost), last))
+        self._rows = self._missing(due)
 
     def after_attention(self, layer: Layer, query: Tensor, output: Tensor) -> None:
         """Query (tokens, Hq, D) of a step and what attention made of it; the rows of our readings are written anew."""
@@ -161,48 +178,20 @@ class SummaryMaker:
 
     def _attention(self, layer: Layer, reading: Reading, query: Tensor) -> Tensor:
         """(count, Hq, D): attention on the text in each query's window and the summaries before it."""
-        cache, span, chunk = reading.caches[layer.group], reading.span, self._chunk
-        cached = self._cached_of(reading.caches)
-        made = self._made[span.req_id].layers.get(layer.index)
-        summaries, text = [], []
+        cache, made = reading.caches[layer.group], self._made[reading.span.req_id]
+        gone = _gone(reading.caches, made.lost)
+        cached, sights = gone * made.summarised, []
         for i, tokens in enumerate(layer.slots):
             held = tokens.decode(tokens.read(cache.blocks, cache.slots))
-            fresh = [] if made is None else [tokens.decode(made[i])]
-            summaries.append(torch.cat([held[:, :cached], *fresh], dim=1))
-            text.append(held[:, cached:])
-        parts = []
-        for start in range(span.position, span.position + span.count, TILE):
-            end = min(start + TILE, span.position + span.count)
-            at = torch.arange(start, end, device=query.device)
-            gone = (at // chunk - (reading.window or 0)).clamp(min=0)  # chunks that each query sees as summaries
-            low, high = int(gone[0]), int(gone[-1])
-            places = torch.arange(low * chunk, end, device=query.device)
-            seen = torch.cat([
-                torch.arange(high, device=query.device) < gone[:, None],
-                (places >= gone[:, None] * chunk) & (places <= at[:, None]),
-            ], dim=1)  # fmt: skip
-            shown = slice((low - cached) * chunk, end - cached * chunk)
-            keys, values = (torch.cat([s[:, :high], t[:, shown]], dim=1) for s, t in zip(summaries, text, strict=True))
-            q = query[start - span.position : end - span.position].transpose(0, 1).to(keys.dtype)
-            parts.append(
-                F.scaled_dot_product_attention(
-                    q[None], keys[None], values[None], attn_mask=seen, scale=layer.scale, enable_gqa=True
-                )[0].transpose(0, 1)
-            )
-        return torch.cat(parts)
+            fresh = [tokens.decode(made.layers[layer.index][i])] if layer.index in made.layers else []
+            sights.append(Sight(torch.cat([held[:, :cached], *fresh], dim=1), held[:, cached:]))
+        keys, values = sights
+        return attention(query, reading.span.position, keys, values, gone, made.window, layer.scale)
 
-    # -- arithmetic ----------------------------------------------------------------------------------
 
-    def _gone(self, position: int, window: int | None) -> int:
-        """Chunks that have left the window of the token at `position`."""
-        return 0 if window is None else max(0, position // self._chunk - window)
-
-    def _cached(self, held: Held) -> int:
-        """Summaries in a request's cache: each took the place of a chunk, in the layers that have them."""
-        return max(held.offset.values(), default=0) // (self._chunk - 1)
-
-    def _cached_of(self, caches: Mapping[int, Cache]) -> int:
-        return max(cache.logical - cache.slots for cache in caches.values()) // (self._chunk - 1)
+def _gone(caches: Mapping[int, Cache], lost: int) -> int:
+    """Chunks that are not cached as text any more, in the layers that summarise."""
+    return max(cache.logical - cache.slots for cache in caches.values()) // lost
 
 
 class _Rows:

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, PrivateAttr
+from torch import Tensor
 
 from kvserve.policy import EVERYTHING, Facts, LayerView, Merged, Moment, Policy, PolicyError, Summaries
 
@@ -31,6 +32,9 @@ class KSA(Policy):
     window: int | None = Field(
         None, ge=1, le=65536, description="Chunks before a token's own that it sees as text; null: as trained"
     )
+    summaries: bool = Field(
+        True, description="False: text that leaves the window is dropped (the paper's baseline without summaries)"
+    )
     budget: None = Field(None, description="Not a choice: what is kept follows from `window`")  # type: ignore[assignment]
     at: None = Field(None, description="Not a choice: a chunk is replaced when it leaves the window")
     prefill: Literal["whole", "chunks"] = Field(
@@ -50,7 +54,11 @@ class KSA(Policy):
     @property
     def salt(self) -> str:
         """Text behind the window has other keys than under full attention."""
-        return f"ksa {self.window or 'as trained'}"
+        return f"ksa {self.window or 'as trained'} {self.summaries}"
+
+    @property
+    def summarised(self) -> bool:
+        return self.summaries
 
     def check(self, facts: Facts) -> None:
         about = facts.summaries
@@ -92,7 +100,7 @@ class KSA(Policy):
     def entries(self, logical: int) -> int:
         """Entries that a summary layer needs for `logical` tokens, the next one's window being what stays text."""
         chunk = self._about.chunk
-        return logical - (chunk - 1) * max(0, logical // chunk - self.text_window)
+        return logical - (chunk - self.summaries) * max(0, logical // chunk - self.text_window)
 
     def target(self, logical: int, prompt: int = 0) -> int:
         """Mean over all layers, rounded up."""
@@ -128,18 +136,19 @@ class KSA(Policy):
 
     # -- which -------------------------------------------------------------------------------------
 
-    def select(self, view: LayerView, keep: int) -> Merged:
-        chunk = self._about.chunk
-        before, after = ((view.logical - slots) // (chunk - 1) for slots in (view.num_slots, keep))
-        fresh = after - before
-        assert view.summaries is not None
-        held = torch.arange(view.num_slots, device=view.positions.device)
+    def select(self, view: LayerView, keep: int) -> Tensor | Merged:
+        chunk, lost = self._about.chunk, self._about.chunk - self.summaries
+        before, after = ((view.logical - slots) // lost for slots in (view.num_slots, keep))
+        held, gone = torch.arange(view.num_slots, device=view.positions.device), (after - before) * chunk
+        if not self.summaries:
+            return held[gone:].expand(view.num_heads, -1)
         text = held[before:]
-        ends = text[chunk - 1 : fresh * chunk : chunk]  # a summary stands where its chunk ended
-        slots = torch.cat([held[:before], ends, text[fresh * chunk :]])
+        ends = text[chunk - 1 : gone : chunk]  # a summary stands where its chunk ended
+        assert view.summaries is not None
         made = view.summaries(before, after)
         keys, values = (
-            torch.cat([was[:, :before], new, was[:, before + fresh * chunk :]], dim=1)
+            torch.cat([was[:, :before], new, was[:, before + gone :]], dim=1)
             for was, new in zip((view.keys, view.values), made, strict=True)
         )
-        return Merged(slots.expand(view.num_heads, -1), keys, values, fresh * (chunk - 1))
+        slots = torch.cat([held[:before], ends, text[gone:]]).expand(view.num_heads, -1)
+        return Merged(slots, keys, values, (after - before) * lost)

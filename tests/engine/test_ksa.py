@@ -5,6 +5,7 @@ import torch
 
 from models import MINI
 from tests.engine import harness, reference, taught
+from tests.engine.reference import summaries
 from tests.engine.reference.summaries import expected_entries, ksa_logits
 
 PURE, HYBRID = ["summary"] * 4, ["summary", "full", "summary", "summary"]
@@ -96,6 +97,47 @@ def test_a_window_of_ones_own(served, model, window):
     prompt = harness.tokens(203, seed=window)
     [output] = harness.generate(llm, [prompt], [{"name": "ksa", "window": window}], GENERATE)
     agrees(model, kinds, prompt, output, window)
+
+
+def test_without_summaries(served, model, monkeypatch):
+    """The baseline: what has left the window is not seen at all."""
+    llm, kinds = served
+    stock = summaries.visible
+
+    def visible(tokens, *args):
+        seen = stock(tokens, *args)
+        seen[:tokens, tokens:] = False
+        return seen
+
+    prompt = harness.tokens(260, seed=21)
+    policy = {"name": "ksa", "summaries": False}
+    for more in ({}, {"prefill": "chunks"}):
+        [output] = harness.generate(llm, [prompt], [{**policy, **more}], GENERATE)
+        with monkeypatch.context() as patched:
+            patched.setattr(summaries, "visible", visible)
+            agrees(model, kinds, prompt, output)
+        record = harness.outcome(output)
+        share = kinds.count("summary") / 4
+        assert record["kept_tokens"] == share * (4 * CHUNK + 279 % CHUNK) + (1 - share) * 279
+        assert record["merged_tokens"] == 0
+
+
+@pytest.mark.parametrize("cache", ["auto", "fp8_e4m3"])
+def test_other_cache_types(tmp_path, cache):
+    """Rounded to what the cache stores, what is read at once is worth about what was generated."""
+    folder = taught.model(tmp_path / "model", HYBRID, WINDOW)
+    more = {"dtype": "bfloat16", "kv_cache_dtype": cache}
+    llm = harness.start(model=folder, blocks=1024, max_num_batched_tokens=150, options={"groups": 4}, **more)
+    try:
+        prompt = harness.tokens(30, seed=5)
+        [output] = harness.generate(llm, [prompt], ["ksa"], 90)
+        said, logps = harness.said(output)
+        sampling = harness.params("ksa", 1, prompt_logprobs=0)
+        [whole] = llm.generate([{"prompt_token_ids": prompt + said}], [sampling], use_tqdm=False)
+        read = [step[token].logprob for step, token in zip(whole.prompt_logprobs[30:], said, strict=True)]
+        assert sum(abs(a - b) for a, b in zip(logps, read, strict=True)) / 90 < 0.1
+    finally:
+        harness.stop(llm)
 
 
 def test_neighbours_do_not_matter(served, model):
