@@ -35,6 +35,12 @@ COLUMNS: Columns = {
     "prefill_ms": ("prefill ms", 1.0, 0),
     "prefill_ratio": ("prefill : streaming", 1.0, 2),
     "prefill_cpu_ratio": ("by CPU time", 1.0, 2),
+    "prefill_of_full": ("prefill speed : full", 1.0, 2),
+    "pass_of_prefill": ("summary pass, % of prefill", 100.0, 1),
+    "pass_of_decode": ("% of generating", 100.0, 1),
+    "entries": ("entries a layer", 1.0, 0),
+    "entry_share": ("% of tokens", 100.0, 1),
+    "byte_share": ("bytes, % of full", 100.0, 1),
 }
 
 SPREAD = {"step_ms", "ratio", "total_s", "plan_ms", "share"}
@@ -75,9 +81,10 @@ class Report:
             where(self._about)
             + "\n"
             + "\n".join(
-                ([self._random_weights()] if not parts or parts - {"e", "f"} else [])
+                ([self._random_weights()] if not parts or parts - {"e", "f", "g"} else [])
                 + ([self._embedded()] if "e" in parts else [])
                 + ([self._gathering()] if "f" in parts else [])
+                + ([self._summaries()] if "g" in parts else [])
             )
         )
 
@@ -110,6 +117,14 @@ class Report:
             "relative to streaming in the same turn: the embedded model, and one layer of random weights in the shape "
             f"of an 8B model ({s.wide_hidden} wide, {s.wide_hidden // 128} query and {s.wide_hidden // 512} KV heads "
             "of 128)."
+        )
+
+    def _summaries(self) -> str:
+        return (
+            "(g) The embedded model in bfloat16, some requests of equal length at once, no prefix cache, each layer "
+            f"with its own block tables; {self._sizes.summary_output} tokens after the prompt; relative to the same "
+            "requests without a policy in the same turn. Entries and bytes: at the end, mean of all layers, the full "
+            "ones included; bytes in whole blocks."
         )
 
 

@@ -50,6 +50,10 @@ class Sizes:
     wide_hidden: int = 4096  # of a layer in the shape of an 8B model
     wide_repeats: int = 3  # at most: a prefill of it takes ten seconds
 
+    summary_prompts: tuple[int, ...] = (512, 1024, 2048, 3072)  # of (g)
+    summary_batches: tuple[int, ...] = (1, 8)  # requests
+    summary_output: int = 257
+
     budget: int = BUDGET
 
     def __post_init__(self) -> None:
@@ -89,5 +93,8 @@ QUICK = Sizes(
     gather_chunk=128,
     wide_hidden=512,
     wide_repeats=1,
+    summary_prompts=(256,),
+    summary_batches=(2,),
+    summary_output=33,
     budget=128,
 )

@@ -41,16 +41,16 @@ def watched(engine: Engine) -> Iterator[Watch]:
     """Watch an engine of kvserve while inside."""
     watch, compactor, scheduler = Watch(), engine.compactor, engine.scheduler
     planner = scheduler.kv_planner
-    compactor.run = _timed(compactor.run, watch.ran)
-    planner.plans = _timed(planner.plans, watch.planned)
-    scheduler._preempt_request = _timed(scheduler._preempt_request, watch.lost)
+    compactor.run = timed(compactor.run, watch.ran)
+    planner.plans = timed(planner.plans, watch.planned)
+    scheduler._preempt_request = timed(scheduler._preempt_request, watch.lost)
     try:
         yield watch
     finally:
         del compactor.run, planner.plans, scheduler._preempt_request
 
 
-def _timed(function: Callable[..., Any], note: Callable[[float], None]) -> Callable[..., Any]:
+def timed(function: Callable[..., Any], note: Callable[[float], None]) -> Callable[..., Any]:
     def timed(*args: Any, **kwargs: Any) -> Any:
         started = time.perf_counter()
         result = function(*args, **kwargs)

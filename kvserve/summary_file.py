@@ -46,6 +46,24 @@ class SummaryFile:
 @lru_cache(maxsize=4)
 def load(path: Path, digest: str, num_layers: int) -> SummaryFile:
     """The file for a model with this `config_hash` and number of layers, once. Raises UnsupportedError."""
+    metadata = _metadata(path)
+    if metadata.get("config") != digest:
+        raise UnsupportedError(
+            f"the summary file {path} was made for another model ({metadata.get('model', 'unnamed')}); "
+            "make one for this model with `kvserve train-summary`, or move it away"
+        )
+    about = _about(path, metadata)
+    if about.chunk < 2 or about.window < 1 or len(about.layers) != num_layers or set(about.layers) - set(KINDS):
+        raise UnsupportedError(f"the summary file {path} does not fit a model of {num_layers} layers: {about}")
+    return SummaryFile(path, about, float(metadata.get("mix", "1")))
+
+
+def about(path: Path) -> Summaries:
+    """What a file says, whatever model it belongs to. Raises UnsupportedError."""
+    return _about(path, _metadata(path))
+
+
+def _metadata(path: Path) -> Mapping[str, str]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -53,22 +71,15 @@ def load(path: Path, digest: str, num_layers: int) -> SummaryFile:
         raise UnsupportedError(f"the summary file {path} cannot be read: {error}") from None
     if metadata.get("format") != FORMAT:
         raise UnsupportedError(f"{path} is not a summary file of kvserve: format {metadata.get('format')!r}")
-    if metadata.get("config") != digest:
-        raise UnsupportedError(
-            f"the summary file {path} was made for another model ({metadata.get('model', 'unnamed')}); "
-            "make one for this model with `kvserve train-summary`, or move it away"
-        )
+    return metadata
+
+
+def _about(path: Path, metadata: Mapping[str, str]) -> Summaries:
     try:
-        about, mix = _about(metadata), float(metadata.get("mix", "1"))
+        float(metadata.get("mix", "1"))
+        return Summaries(int(metadata["chunk"]), int(metadata["window"]), tuple(json.loads(metadata["layers"])))
     except (KeyError, TypeError, ValueError) as error:
         raise UnsupportedError(f"the summary file {path} does not say what it holds: {error!r}") from None
-    if about.chunk < 2 or about.window < 1 or len(about.layers) != num_layers or set(about.layers) - set(KINDS):
-        raise UnsupportedError(f"the summary file {path} does not fit a model of {num_layers} layers: {about}")
-    return SummaryFile(path, about, mix)
-
-
-def _about(metadata: Mapping[str, str]) -> Summaries:
-    return Summaries(int(metadata["chunk"]), int(metadata["window"]), tuple(json.loads(metadata["layers"])))
 
 
 def load_for(vllm_config: Any) -> SummaryFile | None:

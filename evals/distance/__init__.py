@@ -1,0 +1,1 @@
+"""Retrieval by distance: what a model with summary tokens finds inside and outside its window of text."""

@@ -1,0 +1,91 @@
+"""`python -m evals.distance`: ask, print the table, write results/distance.json and .md."""
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from evals import items
+from evals.distance.asked import at_distance
+from evals.distance.plan import LENGTHS, POLICIES, Cell, Layout, cells
+from evals.distance.report import Answers, text
+from evals.endpoint import Endpoint, Refused
+from evals.scorers import score
+from evals.server import serving
+from kvserve.guard import UnsupportedError
+from kvserve.summary_file import BESIDE, about
+from models import MINI
+
+AT_ONCE = 48  # requests
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser("python -m evals.distance", description=__doc__)
+    made.add_argument("--model", type=Path, default=MINI, help="folder with summary parameters (default: embedded)")
+    made.add_argument("--items", type=int, default=200, metavar="N", help="in each cell (default: %(default)s)")
+    made.add_argument(
+        "--lengths", type=int, nargs="+", choices=LENGTHS, default=LENGTHS, metavar="N", help="of 512, ..."
+    )
+    made.add_argument("--dtype", default="float32", help="of the server (default: %(default)s)")
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--out", type=Path, default=Path("results/distance.json"), help="(default: %(default)s)")
+    return made
+
+
+async def ask(url: str, args: argparse.Namespace, layout: Layout) -> Answers:
+    """Every item of every cell; a run that is interrupted begins anew: it takes minutes."""
+    endpoint, found, gate = Endpoint(url, str(args.model)), Answers(), asyncio.Semaphore(AT_ONCE)
+    endpoint.model = await endpoint.served()
+    world, todo = items.world(), cells(tuple(args.lengths))
+
+    async def one(cell: Cell, number: int, bar: "tqdm[None]") -> None:
+        async with gate:
+            sized = await endpoint.sized(at_distance(world, cell.length, cell.distance, number, args.seed))
+            said = await endpoint.answer(sized, POLICIES[cell.policy](layout, sized.sizes, number))
+        found.add(cell, score("niah", said.text, sized.item.answer), said.kept, said.bytes)
+        bar.update()
+
+    try:
+        with tqdm(total=len(todo) * args.items, unit="answer") as bar:
+            for cell in todo:
+                async with asyncio.TaskGroup() as group:
+                    for number in range(args.items):
+                        group.create_task(one(cell, number, bar))
+    finally:
+        await endpoint.close()
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    try:
+        layout = Layout(about(args.model / BESIDE))
+    except UnsupportedError as error:
+        print(f"--model {args.model} has no summary parameters: {error}", file=sys.stderr)
+        return 2
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    flags = ["--dtype", args.dtype, "--kv-groups", str(len(layout.about.layers))]
+    found, why = None, ""
+    try:
+        with serving([*flags, *(["--model", str(args.model)] if args.model != MINI else [])]) as url:
+            found = asyncio.run(ask(url, args, layout))
+    except* Refused as refused:
+        why = f"the server refused: {refused.exceptions[0]}"
+    if found is None:
+        print(why, file=sys.stderr)
+        return 1
+    written = text(found, layout, args)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(found.record(layout, args), indent=1) + "\n")
+    args.out.with_suffix(".md").write_text(written)
+    print(written)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
