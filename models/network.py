@@ -64,7 +64,7 @@ class Norm(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, x: Tensor) -> Tensor:
-        return Normalise.apply(x, self.weight, self.epsilon)
+        return Normalise.apply(x, self.weight.float(), self.epsilon)
 
 
 class Linear(nn.Linear):

@@ -45,8 +45,8 @@ def folder(tmp_path_factory):
     return made
 
 
-def adapter(folder, checkpoint, steps=12, **changed):
-    network = read_network(folder, torch.float32)
+def adapter(folder, checkpoint, steps=12, dtype=torch.float32, **changed):
+    network = read_network(folder, dtype)
     rows, _ = rows_of(folder, folder / "text.txt", 2, 64, changed.get("seed", 0))
     return Adapter(network, Recipe(LAYOUT, steps, rate=1e-2, warm_up=2, **changed), rows, checkpoint, {"text": "text"})
 
@@ -66,8 +66,9 @@ def test_the_pass_is_that_of_the_reference(folder, pattern):
         torch.testing.assert_close(theirs, expected, atol=1e-4, rtol=1e-3)
 
 
-def test_the_divergence_falls_and_the_model_stays(folder, tmp_path):
-    run = adapter(folder, tmp_path / "checkpoint", steps=30)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_divergence_falls_and_the_model_stays(folder, tmp_path, dtype):
+    run = adapter(folder, tmp_path / "checkpoint", steps=30, dtype=dtype)
     before = {name: weight.clone() for name, weight in run.network.state_dict().items()}
     first = losses(run.network, run.own, LAYOUT, run.batch(-1))
     while not run.done:
