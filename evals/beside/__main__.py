@@ -25,7 +25,7 @@ from models import MINI
 PYTHON = ROOT / ".venv-kvpress" / "bin" / "python"
 PARTS = ("quality", "speed")
 HELP = "of quality, speed; what is left out is taken from --out, if that exists (default: both)"
-LOOKED_INTO = 10  # items of which the tokens kept are compared, and that kvpress' pipeline answers as a whole too
+LOOKED_INTO = 5  # items of which the tokens kept are compared, and that kvpress' pipeline answers as a whole too
 
 
 def parsed(argv: Sequence[str]) -> argparse.Namespace:

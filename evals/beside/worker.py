@@ -6,14 +6,16 @@ import sys
 import time
 from functools import cached_property
 from importlib.metadata import version
+from statistics import fmean
 from typing import Any
 
 import torch
 from kvpress import BasePress, KVPressTextGenerationPipeline
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from evals.beside import choosing
+from evals.beside import answering, choosing
+from evals.beside.answering import lengths
 from evals.beside.presses import eager, press
 from evals.beside.reading import read
 
@@ -34,15 +36,16 @@ class Worker:
 
         A run is (settings of a press or None, tokens to keep, seed). Text, and tokens kept, mean over the layers.
         """
-        readings = {way: read(self._pipeline(way).model, ids[:act]) for way in {_eager(run[0]) for run in runs}}
-        found = []
+        ways = {False, *(_eager(run[0]) for run in runs)}
+        readings = {way: read(self._pipeline(way).model, ids[:act]) for way in ways}
+        caches = []
         for theirs, keep, seed in runs:
             torch.manual_seed(seed)
-            pipe, (reading, first) = self._pipeline(_eager(theirs)), readings[_eager(theirs)]
-            cache = reading.cache(theirs and press(theirs, keep, act), pipe.model)
-            kept = _mean_length(cache)
-            found.append((_answer(pipe, cache, ids[act:], first, act, new), kept))
-        return found
+            way = _eager(theirs)
+            caches.append(readings[way][0].cache(theirs and press(theirs, keep, act), self._pipeline(way).model))
+        kept = [fmean(lengths(cache)) for cache in caches]
+        texts = answering.answers(self._fast, caches, ids[act:], readings[False][1], act, new)
+        return list(zip(texts, kept, strict=True))
 
     def whole(self, ids: list[int], act: int, new: int, runs: list[Any]) -> Any:
         """As `answers`, but each run by kvpress' pipeline from beginning to end; an error in place of a text."""
@@ -102,39 +105,6 @@ class Worker:
 
 def _eager(theirs: dict[str, Any] | None) -> bool:
     return theirs is not None and eager(theirs)
-
-
-def _mean_length(cache: DynamicCache) -> float:
-    lengths = [cache.get_seq_length(layer) for layer in range(len(cache))]
-    return sum(lengths) / len(lengths)
-
-
-@torch.inference_mode()
-def _answer(pipe: Any, cache: DynamicCache, question: list[int], first: int, position: int, new: int) -> str:
-    """Greedy, by the pipeline's own loop. Without a question the first token is the one that the reading ended with."""
-    if not question:
-        stop = first == pipe.model.generation_config.eos_token_id
-        told = "" if stop else pipe.tokenizer.decode([first], skip_special_tokens=True)
-        return told if stop or new == 1 else told + _answer(pipe, cache, [first], first, position, new - 1)
-    if len({cache.get_seq_length(layer) for layer in range(len(cache))}) > 1:
-        *some, last = question
-        position = _one_by_one(pipe.model, cache, some, position)
-        question = [last]
-    asked = torch.tensor([question])
-    return str(pipe.generate_answer(asked, cache=cache, context_length=position, max_new_tokens=new))
-
-
-def _one_by_one(model: PreTrainedModel, cache: DynamicCache, ids: list[int], position: int) -> int:
-    """Read tokens singly: transformers makes one mask for all layers, as long as the first one's cache."""
-    for token in ids:
-        model(
-            input_ids=torch.tensor([[token]]),
-            past_key_values=cache,
-            position_ids=torch.tensor([[position]]),
-            logits_to_keep=1,
-        )
-        position += 1
-    return position
 
 
 def main(model: str) -> None:
