@@ -59,13 +59,14 @@ def text(found: Answers, layout: Layout, args: argparse.Namespace) -> str:
     parts = [
         "# Retrieval by distance with summary tokens",
         f"`python -m evals.distance`, model {args.model.name}, {args.items} items a cell, {args.dtype}, through the "
-        f"server. One of eight codes is asked for; distance: tokens from its digits to where they are to be said. Chunks of "
-        f"{about.chunk} tokens, a window of {about.window} chunks ({layout.window} tokens); layers: "
+        "server. One of eight codes is asked for; distance: tokens from its digits to where they are to be said. "
+        f"Chunks of {about.chunk} tokens, a window of {about.window} chunks ({layout.window} tokens); layers: "
         f"{', '.join(about.layers)}. Exact answers in %, Wilson's 95 % interval in brackets.",
         "`ksa, no summaries`: what has left the window is dropped in the summary layers, full layers keep it: what the "
-        f"summaries themselves bring is the difference to `ksa`. `streaming`: the last {layout.span} tokens in all "
-        "layers; `random`: the window and a random sample, as many entries as `ksa` in all; both act before the question is "
-        "read, having read all before with the full cache, which `ksa` has not.",
+        "summaries themselves bring is the difference to `ksa`. `streaming`: the last "
+        f"{layout.span} tokens in all layers; `random`: the window and a random sample, as many entries as `ksa`, in "
+        "all layers; both act before the question is read, having read all before with the full cache, which `ksa` "
+        "has not.",
         *(_table(found, layout, length) for length in args.lengths),
         _summary(found, layout, args.lengths),
     ]
