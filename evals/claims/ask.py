@@ -30,7 +30,9 @@ SERVERS = (MINI, FP8, MICRO, BIASED)
 
 
 FORCED = 0.3
-"""Share of the items that are also teacher-forced."""
+"""Share of the items that are teacher-forced."""
+TRACED = {"chain": 0.5}
+"""Share of the items of long answers: a trace is scored line by line and says as much as a dozen answers."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Ask:
     served: Served
     policies: tuple[str, ...]  # names, or JSON objects
     section: Section
-    share: float = 1.0  # of the items: teacher-forced answers say more each, and cost more
+    share: float = 1.0  # of the items: some say more each, and cost more
 
     @property
     def contestants(self) -> list[Contestant]:
@@ -63,8 +65,8 @@ def generated(
     budgets: tuple[float, ...],
     protocol: str = "inside",
 ) -> Ask:
-    """Every item answered."""
-    return Ask(served, policies, Section((task,), (length,), (protocol,), budgets))
+    """Every item answered; of long answers, half of them."""
+    return Ask(served, policies, Section((task,), (length,), (protocol,), budgets), TRACED.get(task, 1.0))
 
 
 def forced(served: Served, policies: tuple[str, ...], *, task: str, length: int, budgets: tuple[float, ...]) -> Ask:
