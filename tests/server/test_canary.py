@@ -283,6 +283,25 @@ def test_pictures_and_embeddings_cannot() -> None:
     assert unfit(request, [1], CONFIG) == "multimodal"
 
 
+@pytest.mark.parametrize(
+    ("processes", "engines", "local", "sharing", "why"),
+    [
+        (1, 1, False, False, None),
+        (1, 2, False, False, None),
+        (2, 1, False, False, "--api-server-count 1"),
+        (1, 2, True, False, "other servers"),
+        (1, 1, False, True, "--kv-sharing-fast-prefill"),
+    ],
+)
+def test_where_there_can_be_none(processes: int, engines: int, local: bool, sharing: bool, why: str | None) -> None:
+    from kvserve.replay import refusal
+
+    parallel = SimpleNamespace(_api_process_count=processes, data_parallel_size=engines, local_engines_only=local)
+    cache = SimpleNamespace(kv_sharing_fast_prefill=sharing)
+    said = refusal(SimpleNamespace(parallel_config=parallel, cache_config=cache))
+    assert said is None if why is None else why in str(said)
+
+
 def test_a_replay_keeps_what_belongs_to_the_request_and_nothing_else() -> None:
     from kvserve.replay import replay_of
 
