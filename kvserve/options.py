@@ -28,8 +28,8 @@ class KVOptions(BaseModel):
         ge=0,
         le=1,
         allow_inf_nan=False,
-        description="Share, 0 to 1, of the finished compressed requests that are replayed at full cache while the engine "
-        "is idle; which part of a greedy answer's tokens the full cache would have chosen too is "
+        description="Share, 0 to 1, of the finished compressed requests that are replayed at full cache while the "
+        "engine is idle; which part of a greedy answer's tokens the full cache would have chosen too is "
         "kvserve_quality_agreement on /metrics",
     )
     trace: bool = Field(False, description="Tests only: keep every selection in the worker")
