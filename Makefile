@@ -10,6 +10,10 @@ HOST  ?= 127.0.0.1
 PORT  ?= 8000
 ARGS  ?=
 
+# Processes that run tests; each engine that they start computes on one core. JOBS=1: one after the other.
+JOBS   ?= 2
+SPREAD := $(if $(filter-out 1,$(JOBS)),-n $(JOBS) --dist loadgroup --no-loadscope-reorder)
+
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-all check bench bench-policies eval claims kvpress loadtest pages dashboards model clean
 
@@ -40,10 +44,10 @@ check: $(VENV)/.$(ENGINE)-dev ## formatting, lint and types
 	$(BIN)/mypy
 
 test: check ## check, and all tests but the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(SPREAD)
 
 test-all: check ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SPREAD)
 
 bench: $(VENV)/.$(ENGINE)-dev ## speed against stock vLLM: prints a table, writes results/bench.json
 	$(BIN)/python -m bench

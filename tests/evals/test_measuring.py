@@ -64,7 +64,15 @@ def test_a_planted_defect_is_found(evaluate):
     assert not (folder / "quality.jsonl").exists()
 
 
-@pytest.mark.slow  # on a busy machine the run has sometimes ended before the interrupt takes effect
+@pytest.fixture
+def interruptible():
+    """As in a terminal: shells start what they run in the background with Ctrl-C ignored, and Python leaves it so."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_run_goes_on(evaluate, monkeypatch, capsys):
     run = ("--policies", "knorm", "--budgets", "0.5", "0.25", "--items", "12", "--lengths", "300")
     stock, answers = Endpoint.answer, []
