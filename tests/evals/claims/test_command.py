@@ -36,6 +36,7 @@ def test_an_interrupted_run_goes_on(run, capsys):
     assert main("--items", "100") == 0
     assert seen == [30, 30, 30], "the first claim is not looked at again"
     assert [claim["verdict"] for claim in json.loads(out.read_text())["claims"]] == ["reproduced"] * 2
+    assert json.loads(out.read_text())["parts"] == 2
     assert sorted(path.name for path in out.parent.iterdir()) == ["claims.json", "claims.md"]
     main("--items", "100", "--only", "two")
     assert len(seen) == 4 and len(json.loads(out.read_text())["claims"]) == 2, "what was known of the other stays"

@@ -95,7 +95,8 @@ def test_a_record_and_its_table(answers):
     )  # fmt: skip
     untested = Claim("speed", "A paper", "It is fast", "There is no track.")
     made = json.loads(json.dumps([record(each, {"mini": answers}, 100) for each in (claim, untested)]))
-    text = markdown({"session": SESSION, "seconds": 90, "claims": made})
+    text = markdown({"session": SESSION, "seconds": 90, "parts": 2, "claims": made})
+    assert "2 minutes in 2 parts on a, 2 cores" in text
     assert "| [good-is-good](#good-is-good) | It is good (abstract) | 1 of 1 | good at 50 % against random:" in text
     assert "| [speed](#speed) | It is fast | - | There is no track. | **cannot be tested here** |" in text
     assert "| **full** | 100.0 (96.3 to 100.0) |" in text
