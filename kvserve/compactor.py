@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import takewhile
 from typing import NamedTuple
 
 import torch
@@ -165,19 +166,30 @@ class Compactor:
         return choice.merged
 
     def _move(self, step: _Step, choice: Merged) -> None:
+        skip = self._undisturbed(step, choice)
+        slots = choice.slots[:, skip * step.layer.slots.keys.block_size :]
         # All is picked before any is written: source and destination blocks overlap.
         picked = {}
         for name, tokens in step.layer.slots._asdict().items():
             made = getattr(choice, name)
-            if made is not None:
+            if made is not None and choice.first is None:
                 picked[name] = tokens.encode(made)
-            elif name in step.read:
-                picked[name] = take(step.read[name], choice.slots)
-            else:
-                picked[name] = tokens.pick(step.src, choice.slots)
+                continue
+            picked[name] = take(step.read[name], slots) if name in step.read else tokens.pick(step.src, slots)
+            if made is not None:
+                picked[name].narrow(1, choice.first - skip * tokens.block_size, made.shape[1]).copy_(
+                    tokens.encode(made)
+                )
         for name, tokens in step.layer.slots._asdict().items():
-            tokens.write(step.dst, picked[name])
+            tokens.write(step.dst[skip:], picked[name])
         step.read.clear()
+
+    def _undisturbed(self, step: _Step, choice: Merged) -> int:
+        """Blocks at the beginning that stay where and as they are."""
+        if choice.first is None:
+            return 0
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(step.plan.src, step.plan.dst, strict=False))
+        return min(choice.first // step.layer.slots.keys.block_size, len(list(same)))
 
     def take_feedback(self) -> Feedback | None:
         """What was measured and found since the last call, None if nothing."""

@@ -16,6 +16,9 @@ from kvserve.layout import Packing
 class Tokens(Protocol):
     """The keys, or the values, of one layer's cache."""
 
+    @property
+    def block_size(self) -> int: ...
+
     def read(self, blocks: Tensor, count: int) -> Tensor:
         """Contents of the first `count` slots of these blocks, (H, count, D)."""
 
@@ -73,6 +76,10 @@ class StridedTokens(_Stored):
     view: Tensor
 
     @property
+    def block_size(self) -> int:
+        return self.view.shape[2]
+
+    @property
     def stored(self) -> torch.dtype:
         return self.view.dtype
 
@@ -94,6 +101,10 @@ class PackedTokens(_Stored):
 
     raw: Tensor
     packing: Packing
+
+    @property
+    def block_size(self) -> int:
+        return self.packing.block_size
 
     @property
     def stored(self) -> torch.dtype:

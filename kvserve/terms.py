@@ -44,3 +44,4 @@ class Merged(NamedTuple):
     keys: Tensor | None  # (H, keep, D) float32; None = as they are
     values: Tensor | None
     merged: int  # tokens per layer that went into others
+    first: int | None = None  # keys and values are those of entries `first`, `first` + 1, ...; others stay as they are

@@ -25,7 +25,7 @@ class KSA(Policy):
 
     name: ClassVar[str] = "ksa"
     paper: ClassVar[str] = "arXiv:2604.24432"
-    reads: ClassVar[tuple[str, ...]] = ("keys", "values", "summaries")
+    reads: ClassVar[tuple[str, ...]] = ("summaries",)
     budgeted: ClassVar[bool] = False
     per_head: ClassVar[bool] = False
 
@@ -144,11 +144,7 @@ class KSA(Policy):
             return held[gone:].expand(view.num_heads, -1)
         text = held[before:]
         ends = text[chunk - 1 : gone : chunk]  # a summary stands where its chunk ended
-        assert view.summaries is not None
-        made = view.summaries(before, after)
-        keys, values = (
-            torch.cat([was[:, :before], new, was[:, before + gone :]], dim=1)
-            for was, new in zip((view.keys, view.values), made, strict=True)
-        )
         slots = torch.cat([held[:before], ends, text[gone:]]).expand(view.num_heads, -1)
-        return Merged(slots, keys, values, (after - before) * lost)
+        assert view.summaries is not None
+        keys, values = view.summaries(before, after)
+        return Merged(slots, keys, values, (after - before) * lost, first=before)
