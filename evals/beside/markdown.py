@@ -86,8 +86,9 @@ def _checks(made: Record) -> Iterator[str]:
     )
     whole = made["whole"]
     yield (
-        "- kvpress reads a prompt once for all presses here, since a press acts when its layer's attention is done. Of "
-        f"{whole['answers']} answers that its pipeline gave from beginning to end, {whole['same']} were the same text."
+        "- kvpress reads a prompt once for all presses here, since a press acts when its layer's attention is done, "
+        f"and caches of like length are answered from together. Of {whole['answers']} answers that its pipeline gave "
+        f"from beginning to end, {whole['same']} were the same text."
     )
     for run, error in whole["failed"].items():
         yield f"- kvpress' pipeline fails with `{run}`: `{error}`. {UNEVEN}"
