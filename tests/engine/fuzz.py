@@ -24,7 +24,7 @@ class Traffic:
     def policy(self) -> Any:
         if self.random.random() < 0.3:
             return None
-        chosen = self.random.choice(harness.policies(self.llm))
+        chosen = self.random.choice(harness.policies(self.llm, budgeted=False))
         name = chosen["name"]
         if not registry.get(name).budgeted:
             return {"name": name, "prefill": self.random.choice(["whole", "chunks"])}

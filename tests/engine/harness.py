@@ -72,8 +72,11 @@ def generate(
     )
 
 
-def policies(llm: LLM) -> list[dict[str, Any]]:
-    """Every compressing policy that this engine can serve, at the granularity of its layer groups if need be."""
+def policies(llm: LLM, budgeted: bool = True) -> list[dict[str, Any]]:
+    """Every compressing policy that this engine can serve, at the granularity of its layer groups if need be.
+
+    budgeted: only those of which a request chooses how much they keep.
+    """
     found = []
     for name, policy in registry.installed().items():
         for fields in ({}, {"granularity": "group"} if "granularity" in policy.model_fields else {}):
@@ -81,7 +84,7 @@ def policies(llm: LLM) -> list[dict[str, Any]]:
                 policy(**fields).check(scheduler(llm).kv.facts)
             except PolicyError:
                 continue
-            found += [{"name": name, **fields}] if policy.compresses else []
+            found += [{"name": name, **fields}] if policy.compresses and (policy.budgeted or not budgeted) else []
             break
     return found
 
