@@ -61,8 +61,8 @@ CLAIMS = (
         "elastic-merge",
         PAPER,
         "Merging what is evicted into its nearest anchor beats evicting it at the same budget (sections 3 and 4)",
-        "Keys are averaged as they are cached, each rotated to its own position, so a merged key points nowhere in "
-        "particular to a head that looks tokens up; prose needs less of it.",
+        "NLL that falls while exact match does not rise means answers that are wrong with less confidence, not answers "
+        "that are found. Both keep the same tokens, of the newest only the last one.",
         ASKS,
         merges,
     ),
@@ -70,7 +70,8 @@ CLAIMS = (
         "elastic-values",
         PAPER,
         "No claim but a doubt: merging keys that are already rotated costs more than it gives; values alone do better",
-        "Reproduced means that the method would gain by leaving keys alone.",
+        "Keys are averaged with the rotation of their positions in them. Reproduced would mean that the method gains "
+        "by leaving keys alone.",
         ASKS,
         values_only,
     ),
@@ -87,8 +88,8 @@ CLAIMS = (
         "elastic-fixed-point",
         PAPER,
         "While generating, deleting at a fixed slot is at least as good as scoring anew (section 3)",
-        "Deletion begins 25 slots before the end of the prompt and goes on with the oldest generated tokens, whatever "
-        "is in them; the prompt is not compacted at its end here, but competes.",
+        "Deletion begins 25 slots before the end of the prompt and goes on with the oldest generated tokens, which "
+        "later lines need; streaming gives up the oldest lines of the program instead, which have been run by then.",
         (generated(MINI, (NAME, H2O), task="chain", length=TRACE, budgets=(GENERATED,), protocol="decode-open"),),
         fixed_point,
     ),
