@@ -136,11 +136,12 @@ def unprotected(books: Books) -> Findings:
     return Findings(conditions)
 
 
+WINDOWED = '{"name": "triattention", "recent": 32}'
 ABLATIONS = ('{"name": "triattention", "norm": false}', '{"name": "triattention", "trig": false}')
 ABLATED = ("triattention norm=False", "triattention trig=False")
 TRACES = partial(generated, task="chain", length=TRACE, protocol="decode")
 NIAH = partial(generated, task="niah", length=LENGTH)
-ASK = {at: TRACES(at, (NAME, *RIVALS), budgets=BUDGETS) for at in (MINI, BIASED)}
+ASK = {at: TRACES(at, (NAME, WINDOWED, *RIVALS), budgets=BUDGETS) for at in (MINI, BIASED)}
 CLAIMS = (
     *(
         Claim(
@@ -169,7 +170,8 @@ CLAIMS = (
         PAPER,
         "While generating, better than SnapKV and R-KV at equal budget (AIME24 at 2,048: 42.1 against 34.6 and 25.4); "
         "where the premise is not met",
-        "The prompt is protected, as in the paper; beside it 96 or 48 of about 190 generated tokens stay.",
+        "The prompt is protected, as in the paper; beside it 96 or 48 of about 190 generated tokens stay. The paper's "
+        "method protects no recent tokens, its rivals 8 (R-KV) or 32; the row `recent=32` says what that changes.",
         (ASK[MINI],),
         partial(decodes, served=(MINI,)),
     ),
