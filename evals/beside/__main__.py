@@ -13,7 +13,7 @@ from bench.machine import about
 from evals.beside.asking import Asking
 from evals.beside.ledger import Ledger
 from evals.beside.markdown import markdown
-from evals.beside.partner import ROOT, Gone, partner
+from evals.beside.partner import ROOT, Gone, pool
 from evals.beside.report import report, speeds
 from evals.beside.speed import Speed
 from evals.book import OtherSettings
@@ -40,13 +40,16 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     made.add_argument(
         "--python", type=Path, default=PYTHON, help="the interpreter that has kvpress (default: %(default)s)"
     )
+    made.add_argument(
+        "--workers", type=int, default=2, metavar="N", help="of kvpress, for quality (default: %(default)s)"
+    )
     made.add_argument("--out", type=Path, default=Path("results/kvpress.json"), help="(default: %(default)s)")
     made.add_argument("--fresh", action="store_true", help="forget an unfinished run")
     made.add_argument("--render", action="store_true", help="only write the tables anew from --out")
     args = made.parse_args(argv)
     if not args.render and not args.python.exists():
         made.error(f"--python {args.python}: no such interpreter; `make kvpress` sets one up")
-    for flag, least in (("items", 1), ("repeats", 1), ("length", 256)):
+    for flag, least in (("items", 1), ("repeats", 1), ("workers", 1), ("length", 256)):
         if getattr(args, flag) < least:
             made.error(f"--{flag} is {getattr(args, flag)}; allowed: {least} or more")
     if wrong := [budget for budget in args.budgets if not 0 < budget < 1]:
@@ -65,7 +68,7 @@ async def measure(args: argparse.Namespace, url: str, ledger: Ledger | None) -> 
     start, began, found = time.monotonic(), about(), {}
     endpoint = Endpoint(url, "")
     endpoint.model = await endpoint.served()
-    async with partner(args.python, str(MINI)) as theirs:
+    async with pool(args.python, str(MINI), args.workers) as theirs:
         began["partner"] = await theirs.ask("about")
         if ledger is not None:
             await Asking(settings(args), endpoint, theirs, ledger).run()

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from evals import items
 from evals.beside.ledger import Key, Ledger
 from evals.beside.pairs import SAME, Pair, cells, kept, key
-from evals.beside.partner import Partner
+from evals.beside.partner import Pool
 from evals.cells import FULL
 from evals.endpoint import Endpoint, Sized
 from evals.protocols import kv_policy
@@ -23,7 +23,7 @@ Settings = dict[str, Any]
 class Asking:
     """One run over all items; what is said goes into the ledger."""
 
-    def __init__(self, settings: Settings, endpoint: Endpoint, partner: Partner, ledger: Ledger) -> None:
+    def __init__(self, settings: Settings, endpoint: Endpoint, partner: Pool, ledger: Ledger) -> None:
         self._settings, self._endpoint, self._partner, self._ledger = settings, endpoint, partner, ledger
         self._bar: tqdm[Any] = tqdm(unit="item", smoothing=0.05)
         self._known: dict[str, Any] = {}

@@ -5,8 +5,8 @@ import json
 import os
 import tempfile
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -43,6 +43,30 @@ class Partner:
     def _last(self) -> str:
         self._log.seek(0)
         return f"the kvpress worker has ended:\n{self._log.read()[-3000:]}"
+
+
+class Pool:
+    """Several workers as one: a question goes to the first that is free."""
+
+    def __init__(self, members: Sequence[Partner]) -> None:
+        self._free: asyncio.Queue[Partner] = asyncio.Queue()
+        for each in members:
+            self._free.put_nowait(each)
+
+    async def ask(self, do: str, **what: Any) -> Any:
+        """As `Partner.ask`."""
+        member = await self._free.get()
+        try:
+            return await member.ask(do, **what)
+        finally:
+            self._free.put_nowait(member)
+
+
+@asynccontextmanager
+async def pool(python: Path, model: str, count: int) -> AsyncIterator[Pool]:
+    """As many workers, as long as the block lives."""
+    async with AsyncExitStack() as stack:
+        yield Pool([await stack.enter_async_context(partner(python, model)) for _ in range(count)])
 
 
 @asynccontextmanager

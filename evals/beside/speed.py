@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from evals import items
 from evals.beside.pairs import PAIRS, SAME, Pair, kept
-from evals.beside.partner import Partner
+from evals.beside.partner import Pool
 from evals.cells import FULL
 from evals.endpoint import Endpoint, Sized
 from evals.protocols import kv_policy
@@ -17,7 +17,7 @@ from evals.protocols import kv_policy
 PROMPTS, AT_ONCE, NEW = 4, 16, 64
 """Prompts that are answered one by one; as many at once; tokens of each answer."""
 BUDGET = 0.25
-LENGTHS = {512: None, 2000: (FULL, "streaming", "snapkv")}
+LENGTHS = {512: None, 2000: (FULL, "snapkv")}
 """Tokens of a prompt, and who is timed with it; None: all."""
 FULL_PAIR = Pair(SAME, {"name": FULL}, {})
 
@@ -25,7 +25,7 @@ FULL_PAIR = Pair(SAME, {"name": FULL}, {})
 class Speed:
     """Times both sides; kvpress by its own pipeline, kvserve by a client of its server."""
 
-    def __init__(self, url: str, endpoint: Endpoint, partner: Partner, cards: dict[str, Any]) -> None:
+    def __init__(self, url: str, endpoint: Endpoint, partner: Pool, cards: dict[str, Any]) -> None:
         self._client = AsyncOpenAI(base_url=f"{url}/v1", api_key="-", timeout=600)
         self._endpoint, self._partner, self._cards = endpoint, partner, cards
 
