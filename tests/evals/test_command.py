@@ -53,7 +53,7 @@ def test_a_missing_library_is_named(monkeypatch, capsys):
 
 
 def test_line_up():
-    cards = dict.fromkeys(["full", "knorm", "oracle", "random", "snapkv"])
+    cards = {name: {} for name in ("full", "knorm", "oracle", "random", "snapkv")}
     assert [each.label for each in line_up([], cards, True)] == ["full", "random", "oracle", "knorm", "snapkv"]
     assert [each.label for each in line_up([], {}, False)] == ["full"]
     some = chosen(["--policies", "random", "snapkv", '{"name": "snapkv", "window": 8}']).given
