@@ -99,7 +99,7 @@ def test_no_count_of_clients_requests_has_them(server: Server, log: Path) -> Non
     before = {name: server.metric(name) for name in STOCK}
     judged = _judged(server)
     _chat(server, 7, {"name": "tova", "budget": 0.5})
-    wait_for(lambda: _judged(server) == judged + 1)
+    wait_for(lambda: _judged(server) == judged + 1, 60)
     after = {name: server.metric(name) for name in STOCK}
     grown = {name: after[name] - before[name] for name in STOCK}
     assert all(grown[name] == 1 for name in STOCK if "requests_total" in name or name.endswith("_count")), grown
@@ -137,7 +137,7 @@ def test_requests_do_not_wait_for_a_replay(server: Server) -> None:
     while _count(server, "canary_replays_total", outcome="interrupted") == before:
         assert _judged(server) == judged, "the replay was over before any request came"
         time.sleep(1.1)  # a replay begins when there was nothing for a second
-        assert first_token() < alone + long / 4
+        assert first_token() < alone + long / 2
     wait_for(lambda: _judged(server) == judged + 1, 60)  # put back, and judged when there was time
 
 
