@@ -110,7 +110,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
     max_leaves=12,
 )
-NAMES = st.sampled_from(["streaming", "snapkv", "full", "Scissorhands", "elastic_cache", "pyramidkv", "nope"])
+NAMES = st.sampled_from(["streaming", "snapkv", "ksa", "full", "Scissorhands", "elastic_cache", "pyramidkv", "nope"])
 KEYS = st.sampled_from(
     ["budget", "when", "prefill", "at", "window", "slack", "sinks", "history", "variant", "granularity"]
 )

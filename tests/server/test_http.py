@@ -184,6 +184,8 @@ BAD = [
     ({"name": "streaming", "colour": "red"}, "kv_policy.colour"),
     ({"name": "snapkv", "window": "32"}, "kv_policy.window"),
     ({"name": "streaming", "when": "never"}, "kv_policy.when"),
+    ("ksa:0.5", "kv_policy.budget"),
+    ({"name": "ksa", "at": 20}, "kv_policy.at"),
     ({"budget": 0.5}, "kv_policy.name"),
     (7, "kv_policy"),
     ([], "kv_policy"),
@@ -249,7 +251,7 @@ def test_endpoints_need_the_key(server: Server, path: str) -> None:
 def test_policies_say_whether_this_server_can_run_them(server: Server) -> None:
     cards = {card["name"]: card for card in server.http.get("/v1/kv/policies").json()["data"]}
     assert {"full", "random", "streaming", "snapkv", "scissorhands"} <= set(cards)
-    need_groups = [cards.pop(name) for name in ("pyramidkv", "prefixkv")]
+    need_groups = [cards.pop(name) for name in ("pyramidkv", "prefixkv", "ksa")]
     assert all(card["supported"] for card in cards.values())
     for card in need_groups:
         assert not card["supported"]
@@ -262,7 +264,7 @@ def test_every_policy_answers_over_http(server: Server) -> None:
     for card in cards:
         granularity = {"granularity": "group"} if "granularity" in card["parameters"]["properties"] else {}
         policy = {"name": card["name"], "budget": 100, "slack": 16, **granularity}
-        if not card["compresses"]:
+        if not card["budgeted"]:
             continue
         body = {"model": MODEL, "prompt": list(range(10, 310)), "max_tokens": 40, "temperature": 0, "ignore_eos": True}
         answer = server.http.post("/v1/completions", json={**body, "kv_policy": policy})
