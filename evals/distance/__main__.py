@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from evals import items
 from evals.distance.asked import at_distance
-from evals.distance.plan import LENGTHS, POLICIES, Cell, Layout, cells
+from evals.distance.plan import DISTANCES, LENGTHS, POLICIES, Cell, Layout
 from evals.distance.report import Answers, text
 from evals.endpoint import Endpoint, Refused
 from evals.scorers import score
@@ -21,7 +21,7 @@ from kvserve.guard import UnsupportedError
 from kvserve.summary_file import BESIDE, about
 from models import MINI
 
-AT_ONCE = 48  # requests
+AT_ONCE = 12  # items
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,21 +41,24 @@ async def ask(url: str, args: argparse.Namespace, layout: Layout) -> Answers:
     """Every item of every cell; a run that is interrupted begins anew: it takes minutes."""
     endpoint, found, gate = Endpoint(url, str(args.model)), Answers(), asyncio.Semaphore(AT_ONCE)
     endpoint.model = await endpoint.served()
-    world, todo = items.world(), cells(tuple(args.lengths))
+    world, places = items.world(), [(length, distance) for length in args.lengths for distance in DISTANCES[length]]
 
-    async def one(cell: Cell, number: int, bar: "tqdm[None]") -> None:
+    async def one(length: int, distance: int, number: int, bar: "tqdm[None]") -> None:
+        """All policies on one item, one after the other: most find its prompt in the prefix cache then."""
         async with gate:
-            sized = await endpoint.sized(at_distance(world, cell.length, cell.distance, number, args.seed))
-            said = await endpoint.answer(sized, POLICIES[cell.policy](layout, sized.sizes, number))
-        found.add(cell, score("niah", said.text, sized.item.answer), said.kept, said.bytes)
-        bar.update()
+            sized = await endpoint.sized(at_distance(world, length, distance, number, args.seed))
+            for name, policy in POLICIES.items():
+                said = await endpoint.answer(sized, policy(layout, sized.sizes, number))
+                right = score("niah", said.text, sized.item.answer)
+                found.add(Cell(name, length, distance), right, said.kept, said.bytes)
+                bar.update()
 
     try:
-        with tqdm(total=len(todo) * args.items, unit="answer") as bar:
-            for cell in todo:
+        with tqdm(total=len(places) * len(POLICIES) * args.items, unit="answer", mininterval=1) as bar:
+            for length, distance in places:
                 async with asyncio.TaskGroup() as group:
                     for number in range(args.items):
-                        group.create_task(one(cell, number, bar))
+                        group.create_task(one(length, distance, number, bar))
     finally:
         await endpoint.close()
     return found

@@ -8,7 +8,7 @@ from evals.protocols import Sizes
 from kvserve.terms import Summaries
 
 LENGTHS = (512, 1024, 2048)
-DISTANCES = {512: (30, 120, 240, 400), 1024: (30, 120, 400, 900), 2048: (30, 120, 900, 1900)}
+DISTANCES = {512: (30, 120, 400), 1024: (30, 400, 900), 2048: (30, 900, 1900)}
 FULL, KSA, DROPPED, STREAMING, RANDOM = "full", "ksa", "ksa, no summaries", "streaming", "random"
 SINKS = 4
 

@@ -14,7 +14,7 @@ def test_two_items_of_every_cell(tmp_path, capsys):
     assert out.with_suffix(".md").read_text() in said
     record = json.loads(out.read_text())
     cells = {(cell["policy"], cell["distance"]): cell for cell in record["cells"]}
-    assert len(cells) == 20
+    assert len(cells) == 15
     assert cells["full", 30]["entries"] == cells["full", 30]["bytes"] == 1
     assert cells["ksa", 400]["exact"]["mean"] >= 0.5  # the hybrid file finds what its full layer keeps
     assert 0.4 < cells["ksa", 400]["entries"] < 0.5
