@@ -10,13 +10,15 @@ from evals.intervals import Estimate
 
 REPRODUCED, PARTLY, NOT, UNTESTED = "reproduced", "partly", "not reproduced", "cannot be tested here"
 RULE = (
-    "reproduced: the whole 95 % interval of every condition lies above its bar; partly: that of half of them or more; "
-    "not reproduced: that of fewer"
+    "a condition holds if its whole 95 % interval lies above the bar, fails if none of it does, and is open otherwise. "
+    "Reproduced: all hold; not reproduced: fewer than half of those that are not open hold; partly: the rest; cannot "
+    "be tested here: there is no condition, or all are open"
 )
+HOLDS, FAILS, OPEN = "holds", "fails", "open"
 
 
 class Condition(NamedTuple):
-    """Something that must lie above a bar if the claim is right; it holds if its whole interval does."""
+    """Something that must lie above a bar if the claim is right."""
 
     text: str
     found: Estimate
@@ -24,8 +26,9 @@ class Condition(NamedTuple):
     unit: str  # "%" for shares, shown times 100; else as it stands: "nats", ""
 
     @property
-    def holds(self) -> bool:
-        return self.found.low > self.bar
+    def state(self) -> str:
+        """By `RULE`."""
+        return HOLDS if self.found.low > self.bar else FAILS if self.found.high <= self.bar else OPEN
 
 
 class Figures(NamedTuple):
@@ -67,8 +70,10 @@ class Claim:
 
 
 def verdict(conditions: Sequence[Condition]) -> str:
-    """By `RULE`; without conditions there was nothing to measure."""
-    if not conditions:
+    """By `RULE`."""
+    decided = [condition.state == HOLDS for condition in conditions if condition.state != OPEN]
+    if not decided:
         return UNTESTED
-    held = sum(condition.holds for condition in conditions)
-    return REPRODUCED if held == len(conditions) else PARTLY if 2 * held >= len(conditions) else NOT
+    if 2 * sum(decided) < len(decided):
+        return NOT
+    return REPRODUCED if sum(decided) == len(conditions) else PARTLY

@@ -35,7 +35,7 @@ def _findings(claim: Claim, books: Books, items: int) -> Findings:
 
 
 def _condition(condition: Condition) -> Record:
-    return {**condition._asdict(), "found": condition.found._asdict(), "holds": condition.holds}
+    return {**condition._asdict(), "found": condition.found._asdict(), "state": condition.state}
 
 
 def _figures(figures: Figures) -> Record:

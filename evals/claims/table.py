@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from evals.cells import BRACKETS, FULL
-from evals.claims.claim import RULE, UNTESTED
+from evals.claims.claim import FAILS, HOLDS, OPEN, RULE, UNTESTED
 from evals.claims.record import Record
 from evals.markdown import MARKS, budget_name
 from evals.protocols import PROTOCOLS
@@ -41,18 +41,19 @@ _ABOUT = (
     "[biased](../models/biased/README.md)). A verdict here says nothing of large models by itself: it says whether the "
     "effect shows where full cache is near perfect and forgetting is visible, with `full`, `random` and `streaming` "
     "beside.\n\n"
-    f"The verdict is made by a rule, in code: **{RULE}**. Conditions are differences on the same items, resampled, "
+    f"The verdict is made by a rule, in code: {RULE}. Conditions are differences on the same items, resampled, "
     "where two things are compared. [How it is measured](../docs/evaluation.md#claims-tested-small)."
 )
 
 
 def _summary(claims: Sequence[Record]) -> Iterator[str]:
-    yield "| claim | what the paper says | conditions that hold | the first that fails, else the first | verdict |"
-    yield "| --- | --- | ---: | --- | --- |"
+    yield "| claim | what the paper says | hold / open / fail | the first that fails or else is open | verdict |"
+    yield "| --- | --- | :---: | --- | --- |"
     for claim in claims:
         conditions = claim["conditions"]
-        held = f"{sum(c['holds'] for c in conditions)} of {len(conditions)}" if conditions else "-"
-        first = next((c for c in conditions if not c["holds"]), conditions[0] if conditions else None)
+        counts = [sum(c["state"] == state for c in conditions) for state in (HOLDS, OPEN, FAILS)]
+        held = " / ".join(map(str, counts)) if conditions else "-"
+        first = next((c for state in (FAILS, OPEN, HOLDS) for c in conditions if c["state"] == state), None)
         shown = _condition(first) if first else claim["why"]
         yield f"| [{claim['name']}](#{claim['name']}) | {claim['says']} | {held} | {shown} | **{claim['verdict']}** |"
 
@@ -61,16 +62,15 @@ def _claim(claim: Record) -> Iterator[str]:
     yield f"### {claim['name']}"
     yield ""
     yield f"{claim['says']}: **{claim['verdict']}**. {claim['why']}"
-    if claim["verdict"] == UNTESTED:
+    if claim["verdict"] == UNTESTED and not claim["conditions"]:
         return
     yield ""
     yield f"`python -m evals.claims --only {claim['name']} --items {claim['items']}`"
     yield ""
-    yield "| condition | bar | found | holds |"
+    yield "| condition | bar | found | |"
     yield "| --- | ---: | ---: | --- |"
     for c in claim["conditions"]:
-        holds = "yes" if c["holds"] else "no"
-        yield f"| {c['text']} | > {_number(c['bar'], c['unit'])} | {_shown(c['found'], c['unit'])} | {holds} |"
+        yield f"| {c['text']} | > {_number(c['bar'], c['unit'])} | {_shown(c['found'], c['unit'])} | {c['state']} |"
     for table in claim["tables"]:
         yield ""
         yield from _table(table)

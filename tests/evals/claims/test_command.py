@@ -49,7 +49,7 @@ def test_rendering_changes_nothing(run, capsys):
     assert main("--render") == 0
     assert out.read_text() == before
     assert (
-        "| [one](#one) | says | 1 of 1 | it is: 1.000 (0.900 to 1.100), bar 0.500 | **reproduced** |"
+        "| [one](#one) | says | 1 / 0 / 0 | it is: 1.000 (0.900 to 1.100), bar 0.500 | **reproduced** |"
         in capsys.readouterr().out
     )
 

@@ -9,7 +9,19 @@ from evals.cells import FULL, RANDOM
 from evals.claims import compare, scissorhands
 from evals.claims.answers import Answers, Missing, balance
 from evals.claims.ask import FP8, MICRO, MINI, SERVERS, STREAMING, generated
-from evals.claims.claim import NOT, PARTLY, REPRODUCED, UNTESTED, Claim, Condition, Findings, verdict
+from evals.claims.claim import (
+    FAILS,
+    HOLDS,
+    NOT,
+    OPEN,
+    PARTLY,
+    REPRODUCED,
+    UNTESTED,
+    Claim,
+    Condition,
+    Findings,
+    verdict,
+)
 from evals.claims.command import CLAIMS
 from evals.claims.record import ordered, record
 from evals.claims.table import markdown
@@ -44,30 +56,34 @@ def judged(*lows, bar=0.0):
 
 
 def test_the_rule():
-    assert judged(0.01, 0.5) == REPRODUCED
-    assert judged(-0.01, 0.5) == PARTLY
-    assert judged(-0.01, -0.01, 0.5) == NOT
-    assert judged(-0.15, -0.5) == NOT  # the mean may be above the bar or not: the interval is not
-    assert judged(-0.01, bar=-0.05) == REPRODUCED
+    above, across, below = 0.01, -0.15, -0.5  # the mean of what lies across may be on either side
+    assert judged(above, above) == REPRODUCED
+    assert judged(above, across) == PARTLY
+    assert judged(above, below, across) == PARTLY
+    assert judged(above, below, below) == NOT
+    assert judged(below, across, across) == NOT
+    assert judged(across, across) == UNTESTED
     assert judged() == UNTESTED
+    assert judged(-0.01, bar=-0.05) == REPRODUCED
+    assert Condition("x", Estimate(0.0, 0.0, 0.0), 0.0, "").state == FAILS  # equal is not better
 
 
 def test_comparisons_are_of_the_same_items(answers):
     poor, random = GOOD._replace(policy="poor"), GOOD._replace(policy=RANDOM)
-    assert compare.better(answers, GOOD, random).holds
-    assert not compare.better(answers, random, GOOD).holds
+    assert compare.better(answers, GOOD, random).state == HOLDS
+    assert compare.better(answers, random, GOOD).state == FAILS
     # One item in a hundred more: unpaired it would drown, and paired it is not yet certain either.
     one = compare.better(answers, poor, random)
-    assert one.found.mean == pytest.approx(0.01) and one.found.low == 0 and not one.holds
+    assert one.found.mean == pytest.approx(0.01) and one.found.low == 0 and one.state == OPEN
     assert compare.better(answers, GOOD, random, "nll").found == pytest.approx((0.77, 0.77, 0.77))
 
 
 def test_nearly_as_good(answers):
     full = GOOD._replace(policy=FULL, budget=1.0)
-    assert not compare.no_worse(answers, GOOD, full).holds  # 3 points less, perhaps 7
-    assert compare.no_worse(answers, GOOD, full, bar=0.1).holds
-    assert compare.lossless(answers, GOOD, share=0.04).holds
-    assert not compare.lossless(answers, GOOD, share=0.02).holds  # 0.03 nats more on 1.01
+    assert compare.no_worse(answers, GOOD, full).state == OPEN  # 3 points less, perhaps 7
+    assert compare.no_worse(answers, GOOD, full, bar=0.1).state == HOLDS
+    assert compare.lossless(answers, GOOD, share=0.04).state == HOLDS
+    assert compare.lossless(answers, GOOD, share=0.02).state == FAILS  # 0.03 nats more on 1.01
 
 
 def test_balance_takes_the_items_that_all_have():
@@ -97,7 +113,7 @@ def test_a_record_and_its_table(answers):
     made = json.loads(json.dumps([record(each, {"mini": answers}, 100) for each in (claim, untested)]))
     text = markdown({"session": SESSION, "seconds": 90, "parts": 2, "claims": made})
     assert "2 minutes in 2 parts on a, 2 cores" in text
-    assert "| [good-is-good](#good-is-good) | It is good (abstract) | 1 of 1 | good at 50 % against random:" in text
+    assert "| [good-is-good](#good-is-good) | It is good (abstract) | 1 / 0 / 0 | good at 50 % against random:" in text
     assert "| [speed](#speed) | It is fast | - | There is no track. | **cannot be tested here** |" in text
     assert "| **full** | 100.0 (96.3 to 100.0) |" in text
     assert "| **random** | 20.0 (13.3 to 28.9) |" in text
@@ -129,9 +145,9 @@ def test_larger_and_quantised_are_differences_of_differences(tmp_path):
                     book.force(where, item, Forced(0.5 if policy == FULL else nats, 0.0, 1.0))
         books[served.name] = Answers(book)
     larger = scissorhands.larger(books).conditions
-    assert [round(each.found.mean, 6) for each in larger] == [0.4] * 4 and all(each.holds for each in larger)
+    assert [round(each.found.mean, 6) for each in larger] == [0.4] * 4 and all(each.state == HOLDS for each in larger)
     nll = [each for each in scissorhands.quantised(books).conditions if each.unit == "nats"]
-    assert [round(each.found.mean, 6) for each in nll] == [-0.2] * 4 and not any(each.holds for each in nll)
+    assert [round(each.found.mean, 6) for each in nll] == [-0.2] * 4 and all(each.state == FAILS for each in nll)
 
 
 def test_records_stand_in_the_order_of_the_claims():
