@@ -4,7 +4,6 @@ import argparse
 import asyncio
 import json
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +44,7 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     )
     made.add_argument("--out", type=Path, default=Path("results/kvpress.json"), help="(default: %(default)s)")
     made.add_argument("--fresh", action="store_true", help="forget an unfinished run")
+    made.add_argument("--so-far", action="store_true", help="write what an unfinished run has; it can still go on")
     made.add_argument("--render", action="store_true", help="only write the tables anew from --out")
     args = made.parse_args(argv)
     if not args.render and not args.python.exists():
@@ -65,20 +65,27 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
 
 async def measure(args: argparse.Namespace, url: str, ledger: Ledger | None) -> dict[str, Any]:
     """The parts that were asked for, each with where and when it was measured."""
-    start, began, found = time.monotonic(), about(), {}
+    began, found = about(), {}
     endpoint = Endpoint(url, "")
     endpoint.model = await endpoint.served()
     async with pool(args.python, str(MINI), args.workers) as theirs:
         began["partner"] = await theirs.ask("about")
         if ledger is not None:
             await Asking(settings(args), endpoint, theirs, ledger).run()
-            spent = {"about": began, "seconds": time.monotonic() - start}
-            found["quality"] = {**spent, **report(ledger, settings(args))}
+            found["quality"] = {"about": began, **report(ledger, settings(args))}
         if "speed" in args.parts:
             timings = Speed(url, endpoint, theirs, await endpoint.policies())
             found["speed"] = {"about": about(), "rows": speeds(await timings.run(args.repeats))}
     await endpoint.close()
     return found
+
+
+async def so_far(args: argparse.Namespace, ledger: Ledger) -> dict[str, Any]:
+    """What is in the ledger, and the versions that it was most likely measured with: those of now."""
+    async with pool(args.python, str(MINI), 1) as theirs:
+        return {
+            "quality": {"about": {**about(), "partner": await theirs.ask("about")}, **report(ledger, settings(args))}
+        }
 
 
 def main(argv: Sequence[str]) -> int:
@@ -91,6 +98,8 @@ def main(argv: Sequence[str]) -> int:
         found = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
         if not args.render:
             ledger = Ledger(path, settings(args)) if "quality" in args.parts else None
+            if args.so_far and ledger is not None:
+                return _finish(found | asyncio.run(so_far(args, ledger)), args.out)
             with serving(["--kv-groups", "4", "--dtype", "float32"]) as url:
                 found |= asyncio.run(measure(args, url, ledger))
     except KeyboardInterrupt:

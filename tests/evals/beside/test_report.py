@@ -46,7 +46,7 @@ def quality(tmp_path):
         [key({"press": "P"}), 0.25, "RuntimeError: x"],
     ]
     ledger.add(("niah", "after", 0, WHOLE), whole)
-    return json.loads(json.dumps({"about": ABOUT, "seconds": 60.0, **report(ledger, SETTINGS)}))
+    return json.loads(json.dumps({"about": ABOUT, **report(ledger, SETTINGS)}))
 
 
 def cell(quality, pair):
