@@ -81,11 +81,10 @@ async def measure(args: argparse.Namespace, url: str, ledger: Ledger | None) -> 
 
 
 async def so_far(args: argparse.Namespace, ledger: Ledger) -> dict[str, Any]:
-    """What is in the ledger, and the versions that it was most likely measured with: those of now."""
+    """What is in the ledger, beside versions, commit and load of now, not those of when it was measured."""
     async with pool(args.python, str(MINI), 1) as theirs:
-        return {
-            "quality": {"about": {**about(), "partner": await theirs.ask("about")}, **report(ledger, settings(args))}
-        }
+        now = {**about(), "partner": await theirs.ask("about")}
+    return {"quality": {"about": now, "unfinished": True, **report(ledger, settings(args))}}
 
 
 def main(argv: Sequence[str]) -> int:

