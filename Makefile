@@ -59,7 +59,7 @@ bench-policies: $(VENV)/.$(ENGINE)-dev ## every policy's rounds and tokens/s: pr
 eval: $(VENV)/.$(ENGINE)-dev ## quality of every policy, in a quarter of an hour: prints tables, writes results/quality.*
 	$(BIN)/kvserve eval --short
 
-claims: $(VENV)/.$(ENGINE)-dev ## what the papers claim, tested small, in twenty minutes or so: prints a table, writes results/claims.*
+claims: $(VENV)/.$(ENGINE)-dev ## what the papers claim, tested small, in under an hour on a busy machine: prints a table, writes results/claims.*
 	$(BIN)/python -m evals.claims
 
 kvpress: $(VENV)/.$(ENGINE)-dev $(VENV)-kvpress/.ready ## side by side with NVIDIA kvpress, in half an hour: prints tables, writes results/kvpress.*
