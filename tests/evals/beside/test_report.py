@@ -81,7 +81,7 @@ def test_markdown(quality):
     assert "Of 2 answers that its pipeline gave from beginning to end, 1 were the same text." in text
     assert 'fails with `{"press": "P"}`: `RuntimeError: x`' in text
     assert "| tova | 512 | 10 | 6 | 0.60 (0.55–0.65) | 40 | 4.00 (4.00–4.00) |" in text
-    assert "kvpress 0 in an environment of its own: transformers 5" in text
+    assert "kvpress 0 in its own environment: transformers 5" in text
 
 
 def test_either_part_alone(quality):
