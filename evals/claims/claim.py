@@ -12,7 +12,7 @@ REPRODUCED, PARTLY, NOT, UNTESTED = "reproduced", "partly", "not reproduced", "c
 RULE = (
     "a condition holds if its whole 95 % interval lies above the bar, fails if none of it does, and is open otherwise. "
     "Reproduced: all hold; not reproduced: fewer than half of those that are not open hold; partly: the rest; cannot "
-    "be tested here: there is no condition, or all are open"
+    "be tested here: there is no condition, all are open, or the model cannot do the task at full cache"
 )
 HOLDS, FAILS, OPEN = "holds", "fails", "open"
 

@@ -10,6 +10,8 @@ from evals.claims.claim import UNTESTED, Books, Claim, Condition, Figures, Findi
 from evals.intervals import Estimate
 
 Record = dict[str, Any]
+ABLE = 0.8
+"""How right the full cache must be for a task to tell policies apart."""
 
 
 def record(claim: Claim, books: Books, items: int) -> Record:
@@ -19,13 +21,25 @@ def record(claim: Claim, books: Books, items: int) -> Record:
         found = _findings(claim, books, items)
     except Missing as error:
         return {**made, "verdict": UNTESTED, "why": str(error), "conditions": [], "tables": [], "figures": []}
+    tables = [table for ask in claim.asks for table in _tables(ask, books[ask.served.name])]
+    unable = next(filter(None, map(_unable, tables)), None)
     return {
         **made,
-        "verdict": verdict(found.conditions),
+        "verdict": UNTESTED if unable else verdict(found.conditions),
+        "why": f"{unable}. {claim.why}" if unable else claim.why,
         "conditions": [_condition(each) for each in found.conditions],
-        "tables": [table for ask in claim.asks for table in _tables(ask, books[ask.served.name])],
+        "tables": tables,
         "figures": [_figures(each) for each in found.figures],
     }
+
+
+def _unable(table: Record) -> str | None:
+    """Why nothing can be told of forgetting: what the full cache does not know, no policy can lose."""
+    full = table["cells"][0]["mean"]
+    if table["measure"] != "score" or full >= ABLE:
+        return None
+    right = f"{100 * full:.1f} % of {table['task']} right, less than {100 * ABLE:.0f} %"
+    return f"At full cache {table['server']} gets only {right}"
 
 
 def _findings(claim: Claim, books: Books, items: int) -> Findings:

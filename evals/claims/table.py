@@ -54,7 +54,7 @@ def _summary(claims: Sequence[Record]) -> Iterator[str]:
         counts = [sum(c["state"] == state for c in conditions) for state in (HOLDS, OPEN, FAILS)]
         held = " / ".join(map(str, counts)) if conditions else "-"
         first = next((c for state in (FAILS, OPEN, HOLDS) for c in conditions if c["state"] == state), None)
-        shown = _condition(first) if first else claim["why"]
+        shown = claim["why"] if claim["verdict"] == UNTESTED or first is None else _condition(first)
         yield f"| [{claim['name']}](#{claim['name']}) | {claim['says']} | {held} | {shown} | **{claim['verdict']}** |"
 
 

@@ -153,3 +153,15 @@ def test_larger_and_quantised_are_differences_of_differences(tmp_path):
 def test_records_stand_in_the_order_of_the_claims():
     names = [claim.name for claim in CLAIMS[:2]]
     assert ordered([{"name": names[1]}, {"name": "gone"}, {"name": names[0]}], CLAIMS) == [{"name": n} for n in names]
+
+
+def test_a_model_that_cannot_do_the_task_tells_nothing(tmp_path):
+    book = Book(tmp_path / "b.jsonl", {}, {})
+    for policy in (FULL, RANDOM, STREAMING, "good"):
+        where = GOOD._replace(policy=policy, budget=1.0 if policy == FULL else 0.5)
+        for item in range(100):
+            book.score(where, item, float(item < (10 if policy == RANDOM else 70)), 0.5, 0.5)
+    judge = lambda books: Findings([compare.better(books["mini"], GOOD, GOOD._replace(policy=RANDOM))])  # noqa: E731
+    made = record(Claim("a", "P", "says", "Because.", (ASK,), judge), {"mini": Answers(book)}, 100)
+    assert made["verdict"] == UNTESTED and made["conditions"][0]["state"] == HOLDS
+    assert made["why"] == "At full cache mini gets only 70.0 % of niah right, less than 80 %. Because."
