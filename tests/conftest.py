@@ -16,10 +16,7 @@ SHARED = ("clients", "deploy")
 """Packages of tests that use one server together, in the order of their files."""
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Where several processes run the suite, a file's tests stay together, and so do those of a package that shares."""
-    for item in items:
-        parts = item.path.relative_to(Path(__file__).parent).parts
-        name = parts[0] if parts[0] in SHARED else "/".join(parts)
-        item.add_marker(pytest.mark.xdist_group(name))
+    parts = item.path.relative_to(Path(__file__).parent).parts
+    item.add_marker(pytest.mark.xdist_group(parts[0] if parts[0] in SHARED else "/".join(parts)))
