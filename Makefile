@@ -12,7 +12,7 @@ ARGS  ?=
 
 # Processes that run tests; each engine that they start computes on one core. JOBS=1: one after the other.
 JOBS   ?= 2
-SPREAD := $(if $(filter-out 1,$(JOBS)),-n $(JOBS) --dist loadgroup --no-loadscope-reorder)
+SPREAD := $(if $(filter-out 1,$(JOBS)),-n $(JOBS) --dist loadfile --no-loadscope-reorder)
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-all check bench bench-policies eval claims kvpress loadtest pages dashboards model clean
