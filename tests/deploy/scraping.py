@@ -24,7 +24,10 @@ class Prometheus:
         self.http = httpx.Client(base_url=f"{url}/api/v1", timeout=30)
 
     def get(self, path: str, **parameters: Any) -> Any:
-        answer = self.http.get(path, params=parameters).json()
+        response = self.http.get(path, params=parameters)
+        if response.status_code == httpx.codes.SERVICE_UNAVAILABLE:  # it listens before it is ready
+            response.raise_for_status()
+        answer = response.json()
         assert answer["status"] == "success", f"{answer.get('error')}: {parameters}"
         return answer["data"]
 
@@ -80,7 +83,7 @@ def _wait_until_scraped(prometheus: Prometheus, process: subprocess.Popen[bytes]
         try:
             if prometheus.targets() == ["up"]:
                 return
-        except httpx.TransportError:
+        except (httpx.TransportError, httpx.HTTPStatusError):
             pass
         time.sleep(0.2)
     raise AssertionError(f"Prometheus did not scrape the server:\n{log.read_text()[-4000:]}")
