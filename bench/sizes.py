@@ -51,7 +51,7 @@ class Sizes:
     wide_repeats: int = 3  # at most: a prefill of it takes ten seconds
 
     summary_prompts: tuple[int, ...] = (512, 1024, 2048, 3072)  # of (g)
-    summary_batches: tuple[int, ...] = (1, 8)  # requests
+    summary_batches: tuple[int, ...] = (1, 4)  # requests
     summary_output: int = 257
 
     budget: int = BUDGET

@@ -66,13 +66,13 @@ def _run(
         reading = sum(seconds)
         seconds.clear()
         decode = sum(engine.steps(generate - 2))
-        held = [_held(engine, request, length + generate - 2) for request in requests]
+        held = _held(engine, requests[-1], length + generate - 2)  # others, read before it, may have ended
         decode += engine.finish()
     found = {"prefill_ms": 1e3 * prefill, "tokens_per_s": batch * (generate - 1) / decode}
     if policy is None:
         return found
     shares = {"pass_of_prefill": reading / prefill, "pass_of_decode": sum(seconds) / decode}
-    return {**found, **shares, "entries": held[0][0], "entry_share": held[0][0] / held[0][1], "byte_share": held[0][2]}
+    return {**found, **shares, "entries": held[0], "entry_share": held[0] / held[1], "byte_share": held[2]}
 
 
 def _held(engine: Engine, name: str, logical: int) -> tuple[float, int, float]:
