@@ -84,9 +84,9 @@ def main(argv: Sequence[str]) -> int:
     """Returns the exit code: 0 measured, 1 no server, 2 wrong usage, 130 interrupted."""
     made = chosen(argv)
     out: Path = made.args.out
-    if made.args.render:
-        return _finish(json.loads(out.read_text(encoding="utf-8")), out)
     path = out.with_suffix(".jsonl")
+    if made.args.render:
+        return _finish(_so_far(path) if path.exists() else json.loads(out.read_text(encoding="utf-8")), out)
     if made.args.fresh:
         path.unlink(missing_ok=True)
     try:
@@ -105,6 +105,17 @@ def main(argv: Sequence[str]) -> int:
     _finish(found, out)
     path.unlink()
     return 0
+
+
+def _so_far(path: Path) -> dict[str, Any]:
+    """The report of a run that was interrupted: cells that are complete only."""
+    with path.open(encoding="utf-8") as lines:
+        settings = json.loads(next(lines))["settings"]
+    book = Book(path, settings, about())
+    book.close()
+    made = report.report(book, settings, 0)
+    cells = [cell for cell in made["cells"] if cell["items"] == settings["items"]]
+    return {**made, "unfinished": True, "sessions": book.sessions[:-1], "cells": cells}
 
 
 def _finish(found: dict[str, Any], out: Path) -> int:

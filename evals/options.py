@@ -59,7 +59,11 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--dtype", default="float32", help="of the server that is started (default: %(default)s)")
     how.add_argument("--out", type=Path, default=Path("results/quality.json"), help="(default: %(default)s)")
     how.add_argument("--fresh", action="store_true", help="forget an unfinished run")
-    how.add_argument("--render", action="store_true", help="only write table and curves anew from --out")
+    how.add_argument(
+        "--render",
+        action="store_true",
+        help="only write table and curves anew: from an unfinished run if there is one, else from --out",
+    )
     return made
 
 
