@@ -115,6 +115,8 @@ def _so_far(path: Path) -> dict[str, Any]:
     book.close()
     made = report.report(book, settings, 0)
     cells = [cell for cell in made["cells"] if cell["items"] == settings["items"]]
+    if any(len(found) < settings["items"] for found in book.forced.values()):
+        cells = [{name: value for name, value in cell.items() if name != "forced"} for cell in cells]
     return {**made, "unfinished": True, "sessions": book.sessions[:-1], "cells": cells}
 
 
