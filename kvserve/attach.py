@@ -59,9 +59,9 @@ def summary_maker(runner: Any, attached: list[tuple[Layer, Any]]) -> SummaryMake
         raise UnsupportedError("summary tokens: models with layers of sliding-window attention are not supported")
     names = [module.layer_name.rpartition(".self_attn")[0] for _, module in attached]
     blocks = [runner.model.get_submodule(name) for name in names]
-    embedding = file.tensors()["embedding"].to(runner.device, runner.dtype)
-    made = summary_layers(file, blocks, layers, head_offset(runner), runner.dtype, runner.device)
-    return SummaryMaker(file.about, embedding, made)
+    tensors = {name: tensor.to(runner.dtype) for name, tensor in file.tensors().items()}
+    made = summary_layers(tensors, file.mix, blocks, layers, head_offset(runner), runner.device)
+    return SummaryMaker(file.about, tensors["embedding"].to(runner.device), made)
 
 
 def head_offset(runner: Any) -> int:

@@ -1,6 +1,6 @@
 """One decoder layer as summary tokens pass it: their own projections, everything else shared with text (KSA)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from kvserve.gather import Layer
 from kvserve.guard import UnsupportedError
-from kvserve.summary_file import SummaryFile
 
 
 @dataclass(frozen=True)
@@ -57,15 +56,18 @@ class SummaryLayer:
 
 
 def layers_of(
-    file: SummaryFile,
+    tensors: Mapping[str, Tensor],
+    mix: float,
     blocks: list[Any],
     layers: list[Layer],
     head_offset: int,
-    dtype: torch.dtype,
     device: torch.device,
 ) -> list[SummaryLayer]:
-    """All decoder layers of a model; `head_offset`: this worker's first KV head. Raises UnsupportedError."""
-    tensors, made = file.tensors(), []
+    """All decoder layers of a model, from a summary file's tensors. Raises UnsupportedError.
+
+    head_offset: this worker's first KV head.
+    """
+    made = []
     for layer, block in zip(layers, blocks, strict=True):
         attention = block.self_attn
         if not hasattr(attention, "q_norm") or attention.qkv_proj.bias is not None:
@@ -80,8 +82,7 @@ def layers_of(
         }
         own_rows["v_proj"] = own_rows["k_proj"]
         q, k, v = (
-            tensors[f"layers.{layer.index}.{name}"][rows].to(device, dtype).contiguous()
-            for name, rows in own_rows.items()
+            tensors[f"layers.{layer.index}.{name}"][rows].to(device).contiguous() for name, rows in own_rows.items()
         )
-        made.append(SummaryLayer(layer, block, (q, k, v), file.mix))
+        made.append(SummaryLayer(layer, block, (q, k, v), mix))
     return made

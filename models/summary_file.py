@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kvserve.calibration import config_hash
+from kvserve.summary_file import BESIDE, FORMAT
 from models.network import Shape
 from models.summaries import Layout
 
-FORMAT = "kvserve-summary/1"
-BESIDE = "kvserve/summary.safetensors"
+__all__ = ["BESIDE", "FORMAT", "SummaryFileError", "check", "hash_of", "load", "save", "shapes"]
 
 
 class SummaryFileError(ValueError):

@@ -15,6 +15,7 @@ from evals.distance.asked import at_distance
 from evals.distance.plan import DISTANCES, LENGTHS, POLICIES, Cell, Layout
 from evals.distance.report import Answers, text
 from evals.endpoint import Endpoint, Refused
+from evals.files import replace
 from evals.scorers import score
 from evals.server import serving
 from kvserve.guard import UnsupportedError
@@ -83,9 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(why, file=sys.stderr)
         return 1
     written = text(found, layout, args)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(found.record(layout, args), indent=1) + "\n")
-    args.out.with_suffix(".md").write_text(written)
+    replace(args.out, json.dumps(found.record(layout, args), indent=1) + "\n")
+    replace(args.out.with_suffix(".md"), written)
     print(written)
     return 0
 

@@ -2,6 +2,7 @@
 
 import argparse
 from dataclasses import asdict, dataclass, field
+from statistics import fmean
 from typing import Any
 
 from evals.distance.plan import FULL, KSA, POLICIES, Cell, Layout, cells
@@ -32,8 +33,8 @@ class Answers:
                     **asdict(cell),
                     "inside": layout.inside(cell.distance),
                     "exact": estimate(scores)._asdict(),
-                    "entries": _mean(self.kept[cell]),
-                    "bytes": _mean(self.bytes[cell]),
+                    "entries": fmean(self.kept[cell]),
+                    "bytes": fmean(self.bytes[cell]),
                 }
                 for cell, scores in self.scores.items()
             ],
@@ -80,7 +81,7 @@ def _table(found: Answers, layout: Layout, length: int) -> str:
     lines = [[f"{length} tokens: distance", *names, "entries %", "bytes %"], ["---", *("---:" for _ in (*names, 0, 0))]]
     for policy in POLICIES:
         own = [Cell(policy, length, distance) for distance in distances]
-        held = [100 * _mean([_mean(shares[cell]) for cell in own]) for shares in (found.kept, found.bytes)]
+        held = [100 * fmean([fmean(shares[cell]) for cell in own]) for shares in (found.kept, found.bytes)]
         lines.append([policy, *(_figure(found.scores[cell]) for cell in own), *(f"{share:.1f}" for share in held)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -103,7 +104,3 @@ def _summary(found: Answers, layout: Layout, lengths: list[int]) -> str:
 def _figure(scores: list[float]) -> str:
     made = estimate(scores)
     return f"{100 * made.mean:.1f} ({100 * made.low:.1f}–{100 * made.high:.1f})"
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)

@@ -1,16 +1,14 @@
 """The embedded model with summary parameters that nobody trained: no use, but they must be computed with exactly."""
 
-import json
 import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import AutoConfig
+from safetensors.torch import load_file
 
-from kvserve.calibration import config_hash
-from kvserve.summary_file import BESIDE, FORMAT
 from models import MINI
+from models.summaries import Layout
+from models.summary_file import BESIDE, save
 
 CHUNK = 8
 
@@ -27,13 +25,8 @@ def parameters(seed: int = 0) -> dict[str, torch.Tensor]:
     return {name: weight.to(torch.bfloat16).float() for name, weight in noisy.items()}
 
 
-def model(folder: Path, kinds: list[str], window: int = 4, **metadata: str) -> Path:
+def model(folder: Path, kinds: list[str], window: int = 4, mix: float = 1.0) -> Path:
     """A folder with the embedded model and such parameters."""
     shutil.copytree(MINI, folder, ignore=shutil.ignore_patterns("summary.safetensors"))
-    (folder / BESIDE).parent.mkdir(exist_ok=True)
-    about = {
-        "format": FORMAT, "config": config_hash(AutoConfig.from_pretrained(MINI)), "model": "test", "chunk": str(CHUNK),
-        "window": str(window), "layers": json.dumps(kinds), "mix": "1.0", **metadata,
-    }  # fmt: skip
-    save_file({n: w.to(torch.bfloat16) for n, w in parameters().items()}, folder / BESIDE, metadata=about)
+    save(folder / BESIDE, parameters(), folder, Layout(tuple(kinds), window, CHUNK), mix)
     return folder

@@ -23,9 +23,7 @@ def model():
 @pytest.fixture(scope="module", params=[PURE, HYBRID], ids=["pure", "hybrid"])
 def served(request, tmp_path_factory):
     """An engine whose prompts are read in chunks that fit neither chunks of text nor blocks."""
-    folder = taught.model(
-        tmp_path_factory.mktemp("ksa") / "model", request.param, WINDOW, mix=str(MIX[id(request.param)])
-    )
+    folder = taught.model(tmp_path_factory.mktemp("ksa") / "model", request.param, WINDOW, mix=MIX[id(request.param)])
     groups = 1 if request.param is PURE else 4
     llm = harness.start(model=folder, blocks=groups * 256, max_num_batched_tokens=150, options={"groups": groups})
     yield llm, request.param
@@ -44,6 +42,13 @@ def agrees(model, kinds, prompt, output, window=WINDOW):
     assert said == wanted.argmax(-1).tolist()
     found = wanted.gather(1, torch.tensor(said)[:, None])[:, 0]
     assert (found - torch.tensor(logps)).abs().max() < 1e-4
+
+
+def read_at_once(llm, prompt, said):
+    """Log-probabilities of what was said, when it is the end of a prompt."""
+    sampling = harness.params("ksa", 1, prompt_logprobs=0)
+    [whole] = llm.generate([{"prompt_token_ids": prompt + said}], [sampling], use_tqdm=False)
+    return [step[token].logprob for step, token in zip(whole.prompt_logprobs[len(prompt) :], said, strict=True)]
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -85,9 +90,7 @@ def test_read_or_generated_is_the_same(served):
     prompt = harness.tokens(5, seed=5)
     [output] = harness.generate(llm, [prompt], ["ksa"], 90)
     said, logps = harness.said(output)
-    sampling = harness.params("ksa", 1, prompt_logprobs=0)
-    [whole] = llm.generate([{"prompt_token_ids": prompt + said}], [sampling], use_tqdm=False)
-    read = [step[token].logprob for step, token in zip(whole.prompt_logprobs[5:], said, strict=True)]
+    read = read_at_once(llm, prompt, said)
     assert max(abs(a - b) for a, b in zip(logps, read, strict=True)) < 1e-5
 
 
@@ -132,9 +135,7 @@ def test_other_cache_types(tmp_path, cache):
         prompt = harness.tokens(30, seed=5)
         [output] = harness.generate(llm, [prompt], ["ksa"], 90)
         said, logps = harness.said(output)
-        sampling = harness.params("ksa", 1, prompt_logprobs=0)
-        [whole] = llm.generate([{"prompt_token_ids": prompt + said}], [sampling], use_tqdm=False)
-        read = [step[token].logprob for step, token in zip(whole.prompt_logprobs[30:], said, strict=True)]
+        read = read_at_once(llm, prompt, said)
         assert sum(abs(a - b) for a, b in zip(logps, read, strict=True)) / 90 < 0.1
     finally:
         harness.stop(llm)
