@@ -14,6 +14,7 @@ from kvserve.facts import facts_of as facts
 from kvserve.options import KVOptions, switched_on
 from kvserve.policy import Policy
 from kvserve.registry import get
+from kvserve.salts import salted
 
 __all__ = ["check", "defaults", "effective", "facts", "observers", "wrap"]
 
@@ -97,5 +98,4 @@ def _settle(request: Any, policy: Policy | None, vllm_config: Any) -> None:
     check(policy, len(tokens), params, vllm_config)
     if policy is not None:
         params.extra_args = {**defaults, **(params.extra_args or {}), wire.KEY: wire.dump(policy)}
-        if policy.salt is not None:
-            request.cache_salt = f"{request.cache_salt or ''}/{policy.salt}"
+    request.cache_salt = salted(request.cache_salt, policy.salt if policy is not None else None)

@@ -19,8 +19,8 @@ from kvserve import request as wire
 from kvserve.admission import fitting
 from kvserve.errors import PolicyError
 from kvserve.facts import facts_of
-from kvserve.policy import Policy
 from kvserve.registry import get
+from kvserve.salts import unsalted
 
 CHUNK = 128
 """Tokens of a replay in one step of the engine: bounds how long a request that arrives meanwhile waits, and the memory
@@ -122,20 +122,13 @@ def replay_of(request: EngineCoreRequest, generated: list[int], vllm_config: Any
         prompt_token_ids=_tokens(request, generated, vllm_config),
         sampling_params=_params(prompt),
         arrival_time=time.time(),
-        cache_salt=_own_salt(request.cache_salt, policy),
+        cache_salt=unsalted(request.cache_salt, policy.salt if policy else None),
         priority=sys.maxsize,  # the last, where --scheduling-policy is priority
         trace_headers=None,
         session_id=None,
         kv_hints=None,
     )
     return Replay(policy.name if policy else "full", question, prompt)
-
-
-def _own_salt(salt: str | None, policy: Policy | None) -> str | None:
-    """The client's own: policies under which a prompt is read in another way add theirs (`kvserve.frontend`)."""
-    if salt is None or policy is None or policy.salt is None:
-        return salt
-    return salt.removesuffix(f"/{policy.salt}") or None
 
 
 def _params(prompt: int) -> SamplingParams:

@@ -16,6 +16,7 @@ from vllm.v1.engine import EngineCoreRequest
 import server.canary
 from kvserve import request as wire
 from kvserve.replay import Judgement, Replay, judged
+from kvserve.salts import salted
 from server.canary import QUALITY, TRIES, WAITING, WAITING_TOKENS, Canary
 
 QUIET = 0.02
@@ -329,7 +330,8 @@ def test_an_answer_to_the_models_limit_loses_its_last_token() -> None:
 
 
 @pytest.mark.parametrize(
-    ("salt", "own"), [("/mark", None), ("tenant/mark", "tenant"), ("tenant", "tenant"), (None, None)]
+    ("salt", "own"),
+    [(salted(None, "mark"), None), (salted("tenant", "mark"), "tenant"), ("tenant", "tenant"), (None, None)],
 )
 def test_a_replay_has_no_salt_of_the_policy(salt: str | None, own: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its prompt may be found in the prefix cache where the full cache's is, not where the policy's is."""
