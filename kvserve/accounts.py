@@ -50,15 +50,27 @@ class Accounts:
         held = [m.physical(req_id, logical) * n for m, n in zip(self.managers.values(), self.bundles, strict=True)]
         return sum(held) / max(1, sum(self.bundles))
 
+    def shrunk(self, req_id: str) -> bool:
+        """Whether any layer group has given up tokens of this request."""
+        return any(req_id in manager.offset for manager in self.managers.values())
+
     def held_bytes(self, req_id: str, logical: int) -> tuple[int, int]:
-        """Bytes of the blocks held, and of those held if nothing had been evicted."""
+        """Bytes of the blocks held, and of those held if nothing had been evicted; shared blocks count whole."""
         resident = full = 0
         for i, manager in enumerate(self._all_managers):
-            blocks = len(manager.req_to_blocks.get(req_id, ()))
+            blocks = sum(not block.is_null for block in manager.req_to_blocks.get(req_id, ()))
             whole = max(blocks, cdiv(logical, manager.block_size)) if i in self.managers else blocks
             resident += blocks * self._block_bytes[i]
             full += whole * self._block_bytes[i]
         return resident, full
+
+    def shared_bytes(self, req_ids: Sequence[str]) -> int:
+        """How much of the sum of what these requests hold is counted more than once, since they share blocks."""
+        total = 0
+        for manager, size in zip(self._all_managers, self._block_bytes, strict=True):
+            blocks = [b.block_id for r in req_ids for b in manager.req_to_blocks.get(r, ()) if not b.is_null]
+            total += (len(blocks) - len(set(blocks))) * size
+        return total
 
     def blocks_needed(self, req_id: str, logical: int, new: int) -> int:
         """Blocks that a running request must be given before `new` more tokens have a slot."""
@@ -151,9 +163,10 @@ class Accounts:
         for request in running:
             self._book_tokens(request, self._scheduler.kv_requests.get(request.request_id))
         held = [self.held_bytes(r.request_id, r.num_computed_tokens) for r in running]
+        shared = self.shared_bytes([r.request_id for r in running])
         state = {
-            "resident_bytes": sum(resident for resident, _ in held),
-            "full_bytes": sum(full for _, full in held),
+            "resident_bytes": sum(resident for resident, _ in held) - shared,
+            "full_bytes": sum(full for _, full in held) - shared,
             "running": [self._shown(*pair) for pair in zip(running[:SHOWN], held, strict=False)],
             "requests_running": len(running),
             "requests_waiting": waiting,

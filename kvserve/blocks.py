@@ -1,6 +1,6 @@
 """Block accounting of one layer group: which blocks a request holds, and how many tokens it lost."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from vllm.utils.math_utils import cdiv
@@ -28,7 +28,6 @@ class CompressibleManager(FullAttentionManager):
         super().__init__(*args, **kwargs)
         self.offset: dict[str, int] = {}
         self.peak: dict[str, int] = {}  # admission cap of requests that compact between prefill chunks
-        self.unpublished: set[str] = set()  # requests that leave nothing in the prefix cache
 
     @property
     def has_positionally_stable_blocks(self) -> bool:
@@ -62,11 +61,6 @@ class CompressibleManager(FullAttentionManager):
     def allocate_new_blocks(self, request_id: str, num_tokens: int, num_tokens_main_model: int) -> list[KVCacheBlock]:
         offset = self.offset.get(request_id, 0)
         return super().allocate_new_blocks(request_id, num_tokens - offset, num_tokens_main_model - offset)
-
-    def cache_blocks(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        # A compacted cache depends on the policy: it must never be found under the hash of the prompt.
-        if request.request_id not in self.offset and request.request_id not in self.unpublished:
-            super().cache_blocks(request, *args, **kwargs)
 
     # -- it shrinks ----------------------------------------------------------------------------------
 
@@ -125,3 +119,18 @@ class CompressibleManager(FullAttentionManager):
             if request_id in self.offset:
                 shared = [b.block_id for b in blocks if b.ref_cnt > 1 or b.block_hash is not None]
                 assert not shared, f"{request_id} is compacted but others can read {shared}"
+
+
+def publish_if(coordinator: Any, exact: Callable[[str], bool]) -> None:
+    """Let vLLM's block coordinator put only blocks of requests into the prefix cache that `exact` says yes to.
+
+    What a token's keys are in one layer depends on what the layers below it still saw. So once a request is compacted
+    in one group, no group of it may be found under the hash of its tokens, groups that are never compacted included.
+    """
+    stock = coordinator.cache_blocks
+
+    def cache_blocks(request: Request, num_computed_tokens: int) -> None:
+        if exact(request.request_id):
+            stock(request, num_computed_tokens)
+
+    coordinator.cache_blocks = cache_blocks

@@ -25,8 +25,9 @@ def vllm_version() -> str | None:
 def _overridden() -> dict[Any, str]:
     """Every vLLM callable that kvserve overrides or wraps, and the parameters it was written against."""
     from vllm.v1.attention.backend import AttentionMetadataBuilder
+    from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
     from vllm.v1.core.sched.scheduler import Scheduler
-    from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager, SingleTypeKVCacheManager
+    from vllm.v1.core.single_type_kv_cache_manager import SingleTypeKVCacheManager
     from vllm.v1.engine.core_client import AsyncMPClient, DPAsyncMPClient
     from vllm.v1.engine.input_processor import InputProcessor
     from vllm.v1.engine.output_processor import OutputProcessor
@@ -45,7 +46,8 @@ def _overridden() -> dict[Any, str]:
         "num_local_computed_tokens num_tokens_main_model apply_admission_cap prefill_end",
         manager.allocate_new_blocks: "self request_id num_tokens num_tokens_main_model",
         manager.pop_blocks_for_free: "self request_id",
-        FullAttentionManager.cache_blocks: "self request num_tokens retention_interval replay_boundaries",
+        KVCacheCoordinator.cache_blocks: "self request num_computed_tokens",
+        KVCacheCoordinator.find_longest_cache_hit: "self block_hashes max_cache_hit_length",
         BlockTable.compute_slot_mapping: "self num_reqs query_start_loc positions",
         BlockTable.add_row: "self block_ids row_idx",
         GPUModelRunner._update_states: "self scheduler_output",

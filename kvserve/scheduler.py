@@ -13,6 +13,7 @@ from vllm.v1.request import Request
 from kvserve import request as wire
 from kvserve.accounts import Accounts
 from kvserve.admission import whole_prefill
+from kvserve.blocks import publish_if
 from kvserve.feedback import taken
 from kvserve.guard import refuse_unsupported
 from kvserve.options import KVOptions
@@ -32,6 +33,7 @@ class _Compressing:
         self.kv_requests: dict[str, Tracked] = {}
         self.kv_canaries: dict[str, int] = {}  # replays of a canary: tokens before the answer they are about
         self.kv = Accounts(self)
+        publish_if(self.kv_cache_manager.coordinator, self._kv_exact)  # type: ignore[attr-defined]
         if (default := KVOptions.of(self.vllm_config).policy) is not None:  # type: ignore[attr-defined]
             wire.parse(default).check(self.kv.facts)  # better no server than one that refuses every request
         self.kv_planner = Planner(self.kv, self.max_num_scheduled_tokens)  # type: ignore[attr-defined]
@@ -63,29 +65,40 @@ class _Compressing:
     def _kv_admit_canary(self, request: Request, judged: int) -> None:
         """A replay reads the prefix cache and leaves nothing in it."""
         self.kv_canaries[request.request_id] = judged
-        for manager in self.kv.managers.values():
-            manager.unpublished.add(request.request_id)
+
+    def _kv_exact(self, req_id: str) -> bool:
+        """Whether others may read this request's blocks: it is no replay, and nothing of it was given up."""
+        return req_id not in self.kv_canaries and not self.kv.shrunk(req_id)
 
     def _get_local_prefix_cache_hit(self, request: Request) -> tuple[Any, int, int, bool]:
         """A hit skips queries; leave to compute those that the policy, or a canary, wants: the last ones, or all."""
-        blocks, hit, boundary, diverged = super()._get_local_prefix_cache_hit(request)  # type: ignore[misc]
-        if hit > (limit := self._kv_hit_limit(request)):
-            hit = limit
-            blocks = self.kv_cache_manager.truncate_computed_blocks(blocks, hit)  # type: ignore[attr-defined]
+        found: tuple[Any, int, int, bool] = super()._get_local_prefix_cache_hit(request)  # type: ignore[misc]
+        if found[1] > (limit := self._kv_hit_limit(request)):
+            found = self._kv_shorter_hit(request, limit)
         if request.request_id in self.kv_canaries:
             request.skip_reading_prefix_cache = True  # it has read: this keeps it out of vLLM's hit rate
-        return blocks, hit, boundary, diverged
+        return found
+
+    def _kv_shorter_hit(self, request: Request, limit: int) -> tuple[Any, int, int, bool]:
+        """The longest hit of at most `limit` tokens, looked up anew.
+
+        A longer one cannot be cut: it holds the blocks of a sliding window, and the state of a recurrent layer, at its
+        own end only.
+        """
+        manager = self.kv_cache_manager  # type: ignore[attr-defined]
+        if limit <= 0:
+            return manager.empty_kv_cache_blocks, 0, 0, False
+        blocks, hit, uncached = manager.coordinator.find_longest_cache_hit(request.block_hashes, limit)
+        return manager.create_kv_cache_blocks(blocks), hit, hit + uncached if uncached else 0, False
 
     def _kv_hit_limit(self, request: Request) -> int:
-        """Tokens, in whole blocks, that may come from the prefix cache."""
+        """Tokens that may come from the prefix cache at most."""
         if (judged := self.kv_canaries.get(request.request_id)) is not None:
-            limit = judged - 1  # the last token of the prompt speaks of the first one of the answer
-        elif (tracked := self.kv_requests.get(request.request_id)) is not None:
+            return judged - 1  # the last token of the prompt speaks of the first one of the answer
+        if (tracked := self.kv_requests.get(request.request_id)) is not None:
             least = max(tracked.queries_seen, 1)  # a prompt is compacted before the step after the one that ends it
-            limit = int(max(0, tracked.policy.prompt_of(request.num_tokens) - least))
-        else:
-            return int(request.num_tokens)
-        return limit - limit % self.block_size  # type: ignore[attr-defined,no-any-return]
+            return int(max(0, tracked.policy.prompt_of(request.num_tokens) - least))
+        return int(request.num_tokens)
 
     def _reserve_prefill_lookahead(self, request: Request, num_computed_tokens: int, num_new_tokens: int) -> int:
         """vLLM's last word on how many tokens a step computes of a request."""
@@ -145,7 +158,6 @@ class _Compressing:
         outcome = None if canary else self.kv.finished(request, tracked)
         for manager in self.kv.managers.values():
             manager.peak.pop(request.request_id, None)
-            manager.unpublished.discard(request.request_id)
         transfer, encoder = super()._free_request(request, *args, **kwargs)  # type: ignore[misc]
         if tracked is not None and outcome is not None and tracked.call is not None:
             transfer = {**(transfer or {}), **_record(tracked, outcome)}
@@ -165,7 +177,7 @@ class _Compressing:
             manager.check_integrity()
             assert set(manager.offset) <= set(self.kv_requests), "offset of a request that is gone"
             assert set(manager.peak) <= set(self.kv_requests), "admission cap of a request that is gone"
-            assert manager.unpublished == set(self.kv_canaries), "mark of a replay that is gone"
+        assert set(self.kv_canaries) <= set(self.requests), "mark of a replay that is gone"  # type: ignore[attr-defined]
         assert set(self.kv_requests) <= set(self.requests), "tracked request that vLLM does not know"  # type: ignore[attr-defined]
 
 

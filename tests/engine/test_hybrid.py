@@ -1,28 +1,16 @@
 """A model with sliding-window layers: only its full-attention layers are compacted, the others stay vLLM's."""
 
 import pytest
-import torch
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from kvserve.spec import CompressibleSpec
-from tests.engine import harness
+from tests.engine import harness, hybrids
 
 PROMPTS = [harness.tokens(n, seed=n) for n in (90, 400, 700)]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Random weights: 4 layers with a window of 64 tokens, 2 with full attention."""
-    config = Gemma3TextConfig(
-        vocab_size=2048, hidden_size=128, intermediate_size=256, num_hidden_layers=6, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=32, sliding_window=64, max_position_embeddings=4096,
-        layer_types=["sliding_attention", "sliding_attention", "full_attention"] * 2,
-        pad_token_id=0, bos_token_id=1, eos_token_id=2, query_pre_attn_scalar=32,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("hybrid")
-    Gemma3ForCausalLM(config).save_pretrained(path)
-    return path
+    return hybrids.windowed(tmp_path_factory.mktemp("hybrid"))
 
 
 def test_hybrid(folder):
