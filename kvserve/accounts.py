@@ -11,6 +11,7 @@ from kvserve.blocks import CompressibleManager
 from kvserve.facts import facts_of
 from kvserve.feedback import Feedback
 from kvserve.plan import Plan
+from kvserve.rounds import Round
 from kvserve.spec import layers_of_groups
 from kvserve.stats import SECONDS, SHARES, SHOWN, EngineTotals, Outcome, PolicyTotals, Running, short_id
 from kvserve.tracked import Tracked
@@ -82,8 +83,13 @@ class Accounts:
 
     # -- events --------------------------------------------------------------------------------------
 
-    def compacted(self, tracked: Tracked, plans: Sequence[Plan], freed: int) -> None:
-        totals = self.totals.of(tracked.policy.name)
+    def compacted(self, known: Tracked, done: Round, plans: Sequence[Plan], freed: int) -> None:
+        """Book a round when it goes to the workers; what is done again after a preemption is booked already."""
+        if done.booked:
+            return
+        done.booked = True
+        known.compactions += 1
+        totals = self.totals.of(known.policy.name)
         sizes = dict(zip(self.managers, self.bundles, strict=True))
         totals.compactions += 1
         totals.blocks_freed += freed
@@ -107,7 +113,7 @@ class Accounts:
                 known.merged += merged
                 self.totals.of(known.policy.name).merged += merged
         for req_id, weights in feedback.weights.items():
-            if req_id in tracked:
+            if req_id in tracked and tracked[req_id].weights is None:  # those of its first time, if it was preempted
                 tracked[req_id].weights = weights
         self._changed = True
 

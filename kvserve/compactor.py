@@ -132,7 +132,7 @@ class Compactor:
             merged += self._apply(step, held, views[i], choice)
         for plan in plans:
             held.offset[plan.group] = plan.logical - plan.keep
-        if merged:
+        if merged and not plans[0].again:
             self.feedback.merged[plans[0].req_id] = merged / self._num_layers
         self.feedback.add(held.policy.name, time.perf_counter() - started)
 

@@ -20,6 +20,7 @@ class Plan:
     keep: int  # tokens kept by each layer of the group
     src: tuple[int, ...]  # block ids before
     dst: tuple[int, ...]  # block ids after
+    again: bool = False  # done before, and counted, until a preemption undid it
 
 
 @dataclass

@@ -7,6 +7,7 @@ from vllm.v1.request import Request
 
 from kvserve.accounts import Accounts
 from kvserve.plan import Plan
+from kvserve.rounds import Round
 from kvserve.tracked import Tracked
 
 
@@ -25,6 +26,15 @@ class _Candidate(NamedTuple):
         return self.physical - policy.target(request.num_computed_tokens, policy.prompt_of(request.num_prompt_tokens))
 
 
+class Compaction(NamedTuple):
+    """One round of one request: plans for the layer groups that lose something."""
+
+    known: Tracked
+    round: Round
+    plans: list[Plan]
+    freed: int  # blocks
+
+
 class Planner:
     """Turns due compactions into plans; the blocks that they free are free when it returns."""
 
@@ -32,43 +42,45 @@ class Planner:
         self._accounts = accounts
         self._step_tokens = step_tokens  # vLLM schedules at most this many tokens per step
 
-    def plans(self, running: Sequence[Request], tracked: Mapping[str, Tracked]) -> list[Plan]:
-        """Plans for all running requests, in their order; then relief if the step would not fit."""
-        plans: list[Plan] = []
+    def plans(self, running: Sequence[Request], tracked: Mapping[str, Tracked]) -> list[Compaction]:
+        """What is due of all running requests, in their order; then relief if the step would not fit."""
+        made: list[Compaction] = []
         relief: list[_Candidate] = []
         for request in running:
             known = tracked.get(request.request_id)
             if known is None or request.num_computed_tokens == 0:
                 continue
             logical = request.num_computed_tokens
-            physical = round(self._accounts.mean_physical(request.request_id, logical))
-            keep = known.due(logical, physical, request.num_prompt_tokens, request.is_prefill_chunk)
-            candidate = _Candidate(request, known, physical)
+            candidate = _Candidate(request, known, round(self._accounts.mean_physical(request.request_id, logical)))
+            if logical <= known.rounds.redo:
+                made += self._repeat(candidate)
+                continue
+            keep = known.due(logical, candidate.physical, request.num_prompt_tokens)
             if keep is not None:
-                plans += self._compact(candidate, keep)
+                made += self._compact(candidate, keep)
             elif known.policy.when == "pressure" and not request.is_prefill_chunk:
                 relief.append(candidate)
         if relief:
-            plans += self._relieve(running, relief)
-        return plans
+            made += self._relieve(running, relief)
+        return made
 
-    def _relieve(self, running: Sequence[Request], candidates: list[_Candidate]) -> list[Plan]:
+    def _relieve(self, running: Sequence[Request], candidates: list[_Candidate]) -> list[Compaction]:
         """Compact those who allow it under pressure, largest excess first, until the coming step fits."""
         shortage = self._shortage(running)
         if shortage <= 0:
             return []
-        plans: list[Plan] = []
+        relief: list[Compaction] = []
         for candidate in sorted(candidates, key=lambda c: c.excess, reverse=True):
             if candidate.excess <= 0:
                 break
             made = self._compact(candidate, candidate.physical - candidate.excess)
             if made:
-                plans += made
+                relief += made
                 self._accounts.relieved(candidate.known)
             if self._shortage(running) <= 0:
                 self._accounts.preemption_avoided()
                 break
-        return plans
+        return relief
 
     def _shortage(self, running: Sequence[Request]) -> int:
         """Blocks that the running requests need for the coming step beyond the free ones."""
@@ -80,22 +92,38 @@ class Planner:
             need += self._accounts.blocks_needed(request.request_id, done, new)
         return need - self._accounts.free_blocks()
 
-    def _compact(self, candidate: _Candidate, keep: int) -> list[Plan]:
-        request, known, physical = candidate
-        req_id, logical = request.request_id, request.num_computed_tokens
+    def _compact(self, candidate: _Candidate, keep: int) -> list[Compaction]:
+        """To `keep` tokens per layer (mean); nothing if no group can lose any now."""
+        known = candidate.known
+        counts = known.keep_by_group(keep, candidate.physical, self._accounts.layers)
+        plans, freed = self._shrink(candidate, dict(zip(self._accounts.managers, counts, strict=True)))
+        if not plans:
+            return []
+        done = Round(candidate.request.num_computed_tokens, {plan.group: plan.keep for plan in plans})
+        known.rounds.made.append(done)
+        return [Compaction(known, done, plans, freed)]
+
+    def _repeat(self, candidate: _Candidate) -> list[Compaction]:
+        """The round that a preemption undid, if this is where it was."""
+        again = candidate.known.rounds.again(candidate.request.num_computed_tokens)
+        if again is None:
+            return []
+        plans, freed = self._shrink(candidate, again.keep, again.booked)
+        return [Compaction(candidate.known, again, plans, freed)] if plans else []
+
+    def _shrink(self, candidate: _Candidate, counts: Mapping[int, int], again: bool = False) -> tuple[list[Plan], int]:
+        """Plans for the groups that hold more than `counts` says, and how many blocks they give back."""
+        req_id, logical = candidate.request.request_id, candidate.request.num_computed_tokens
         plans, freed = [], 0
-        by_group = known.keep_by_group(keep, physical, self._accounts.layers)
-        for (group, manager), count in zip(self._accounts.managers.items(), by_group, strict=True):
+        for group, count in counts.items():
+            manager = self._accounts.managers[group]
             held = manager.physical(req_id, logical)
             if held <= count:
                 continue
             moved = manager.compact(req_id, logical, count)
             if moved is None:
-                known.overdue = True
+                candidate.known.overdue = True
                 continue
             freed += moved.freed
-            plans.append(Plan(req_id, group, logical, held, count, tuple(moved.src), tuple(moved.dst)))
-        if plans:
-            known.compactions += 1
-            self._accounts.compacted(known, plans, freed)
-        return plans
+            plans.append(Plan(req_id, group, logical, held, count, tuple(moved.src), tuple(moved.dst), again))
+        return plans, freed

@@ -55,12 +55,23 @@ class _Compressing:
         facts, policy, tokens = self.kv.facts, tracked.policy, request.num_tokens
         read = policy.prompt_of(tokens)
         tracked.whole = whole_prefill(policy, read, facts)
+        if read < tokens:
+            self._kv_cap(request, policy.peak(read, tokens - read, facts.chunk, tracked.whole))
+        elif not tracked.whole:
+            self._kv_cap(request, policy.chunked_peak(tokens, facts.chunk))
+
+    def _kv_readmit(self, request: Request, tracked: Tracked) -> None:
+        """After a preemption it is compacted where it was before, so it need not find room for all its tokens."""
+        if not tracked.rounds.made:
+            return
+        for group, manager in self.kv.managers.items():
+            again = tracked.rounds.peak(group, request.num_tokens)
+            manager.peak[request.request_id] = min(again, manager.peak.get(request.request_id, again))
+
+    def _kv_cap(self, request: Request, tokens: int) -> None:
+        """A request need not find room for all its tokens at once: it never holds more than this."""
         for manager in self.kv.managers.values():
-            manager.peak.pop(request.request_id, None)
-            if read < tokens:
-                manager.peak[request.request_id] = policy.peak(read, tokens - read, facts.chunk, tracked.whole)
-            elif not tracked.whole:
-                manager.peak[request.request_id] = policy.chunked_peak(tokens, facts.chunk)
+            manager.peak[request.request_id] = tokens
 
     def _kv_admit_canary(self, request: Request, judged: int) -> None:
         """A replay reads the prefix cache and leaves nothing in it."""
@@ -97,7 +108,7 @@ class _Compressing:
             return judged - 1  # the last token of the prompt speaks of the first one of the answer
         if (tracked := self.kv_requests.get(request.request_id)) is not None:
             least = max(tracked.queries_seen, 1)  # a prompt is compacted before the step after the one that ends it
-            return int(max(0, tracked.policy.prompt_of(request.num_tokens) - least))
+            return int(max(0, tracked.first_round(request.num_tokens) - least))
         return int(request.num_tokens)
 
     def _reserve_prefill_lookahead(self, request: Request, num_computed_tokens: int, num_new_tokens: int) -> int:
@@ -106,7 +117,7 @@ class _Compressing:
         if request.request_id in self.kv_canaries:
             return min(new, CHUNK)
         tracked = self.kv_requests.get(request.request_id)
-        if tracked is None or tracked.policy.at is None:
+        if tracked is None or (tracked.policy.at is None and not tracked.rounds.restarted):
             return new
         physical = round(self.kv.mean_physical(request.request_id, num_computed_tokens))
         return tracked.chunk(num_computed_tokens, physical, request.num_prompt_tokens, new)
@@ -114,11 +125,14 @@ class _Compressing:
     # -- a step --------------------------------------------------------------------------------------
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
-        plans = self.kv_planner.plans(self.running, self.kv_requests) if self.kv_requests else []  # type: ignore[attr-defined]
+        made = self.kv_planner.plans(self.running, self.kv_requests) if self.kv_requests else []  # type: ignore[attr-defined]
         output: SchedulerOutput = super().schedule(*args, **kwargs)  # type: ignore[misc]
-        if not plans:
+        if not made:
             return output
-        return KVSchedulerOutput(**vars(output), kv_plans=[plan for plan in plans if self._kv_alive(plan)])
+        alive = [each for each in made if self._kv_alive(each.plans[0])]
+        for each in alive:
+            self.kv.compacted(*each)
+        return KVSchedulerOutput(**vars(output), kv_plans=[plan for each in alive for plan in each.plans])
 
     def _kv_alive(self, plan: Plan) -> bool:
         """Whether the request still holds the plan's blocks: it may have been preempted meanwhile."""
@@ -128,8 +142,8 @@ class _Compressing:
         super()._preempt_request(request, *args, **kwargs)  # type: ignore[misc]
         tracked = self.kv_requests.get(request.request_id)
         if tracked is not None:
-            tracked.restart()
-            self._kv_admit(request, tracked)
+            tracked.rounds.restart()
+            self._kv_readmit(request, tracked)
 
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput) -> Any:
         if (feedback := taken(model_runner_output)) is not None:

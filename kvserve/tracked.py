@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from kvserve import request as wire
 from kvserve.policy import Facts, Moment, Policy
+from kvserve.rounds import Rounds
 
 
 @dataclass
@@ -21,6 +22,7 @@ class Tracked:
     weights: Sequence[float] | None = None  # each layer's share of the budget, mean 1, as the worker divided it
     compactions: int = 0
     merged: float = 0.0  # tokens per layer (mean) that went into others
+    rounds: Rounds = field(default_factory=Rounds)
 
     @classmethod
     def of(cls, extra_args: dict[str, Any] | None, facts: Facts) -> "Tracked | None":
@@ -33,21 +35,25 @@ class Tracked:
         """How many of the prompt's last queries the policy's evidence comes from."""
         return math.inf if self.policy.gathers else self.policy.query_window
 
-    def restart(self) -> None:
-        """After a preemption the request is computed again from its first token."""
-        self.prefilled = self.overdue = False
-        self.weights = None
+    def first_round(self, tokens: int) -> int:
+        """Length at which a cache of `tokens` is compacted first, if it is: a prefix hit must end before."""
+        made = self.rounds.made
+        return made[0].logical if made else self.policy.prompt_of(tokens)
 
     def chunk(self, logical: int, physical: int, prompt: int, new: int) -> int:
-        """How many of the `new` tokens the coming step may compute of a request that says `at` which one to compact.
+        """How many of the `new` tokens the coming step may compute: none past a compaction that is due before them.
 
-        None past a compaction: the prompt's own, and those that fall due while its rest is read, as if that were
-        being generated. 0: what it waits for comes with the next step.
+        That matters to a request that says `at` which token to compact, since the rest of its prompt is read as if it
+        were being generated, and to one that is computed again. 0: what it waits for comes with the next step.
         """
         policy = self.policy
+        prompt = policy.prompt_of(prompt)
+        if self.rounds.restarted and (again := self.rounds.chunk(logical, prompt, new)) is not None:
+            return again
+        if policy.at is None:
+            return min(new, 1)  # generated tokens that no round has seen yet: at most those of the last steps
         if policy.when == "pressure":
             return new
-        prompt = policy.prompt_of(prompt)
         if logical < prompt:
             return min(new, prompt - logical)
         if self._undivided:
@@ -62,10 +68,11 @@ class Tracked:
         """Whether the worker's word on the layers' shares is on its way: asynchronous steps hear it a step later."""
         return self.policy.own_shares and self.weights is None
 
-    def due(self, logical: int, physical: int, prompt: int, prefilling: bool) -> int | None:
+    def due(self, logical: int, physical: int, prompt: int) -> int | None:
         """Tokens to keep now, or None."""
+        self.rounds.decided = max(self.rounds.decided, logical)
         prompt = self.policy.prompt_of(prompt)
-        if prefilling and (self.policy.at is None or logical < prompt):
+        if logical < prompt:
             stage = "prefill"
         elif self._undivided:
             return None
