@@ -56,6 +56,7 @@ def page(name: str) -> str:
         "## What it needs",
         "\n".join(f"- {sentence}" for sentence in needs(cls)),
         sections(cls),
+        *(["## After a preemption", preempted(cls)] if cls.compresses else []),
         *(["## Measured here", quality(name), measured(name)] if cls.compresses else []),
     ]
     return "\n\n".join(parts) + "\n"
@@ -72,6 +73,22 @@ def formula(cls: type[Policy]) -> str:
 
 def example(cls: type[Policy]) -> str | dict[str, Any]:
     return f"{cls.name}:0.25" if cls.compresses and cls.budgeted else cls.name
+
+
+def preempted(cls: type[Policy]) -> str:
+    """What is the same when the engine has to compute a request again, and what cannot be."""
+    chooses = [name for name in cls.reads if name != "summaries"]
+    inherent = (
+        "It chooses by numbers that are computed anew, in other pieces than before: they differ in their last bits, so of "
+        "tokens that nearly tie another one may stay. That is inherent."
+        if chooses
+        else "It chooses by positions alone, so exactly the same tokens stay."
+    )
+    return (
+        "The request is computed again from its first token and compacted again at the lengths where it was, to the same "
+        f"number of tokens. {inherent} Where load decided when to compact (`when`, `prefill`), it decides once: "
+        "the repetition does not ask again. Counters count what is done again once."
+    )
 
 
 def parameters(cls: type[Policy]) -> str:

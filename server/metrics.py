@@ -32,7 +32,10 @@ COUNTERS = {
     "prompt_tokens": ("kvserve_prompt_tokens", "Prompt tokens processed, with those found in the prefix cache"),
     "generated_tokens": ("kvserve_generation_tokens", "Tokens generated"),
     "compactions": ("kvserve_compactions", "Times that a request's cache was compacted"),
-    "evicted": ("kvserve_tokens_evicted", "Tokens evicted, per layer (mean over layers)"),
+    "evicted": (
+        "kvserve_tokens_evicted",
+        "Tokens evicted, per layer (mean over layers); what a preemption makes evict again counts once",
+    ),
     "merged": ("kvserve_tokens_merged", "Tokens merged into others, per layer (mean over layers)"),
     "blocks_freed": ("kvserve_blocks_freed", "KV-cache blocks given back by compactions"),
     "pressure_compactions": (
