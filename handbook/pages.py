@@ -79,14 +79,14 @@ def preempted(cls: type[Policy]) -> str:
     """What is the same when the engine has to compute a request again, and what cannot be."""
     chooses = [name for name in cls.reads if name != "summaries"]
     inherent = (
-        "It chooses by numbers that are computed anew, in other pieces than before: they differ in their last bits, so of "
-        "tokens that nearly tie another one may stay. That is inherent."
+        "It chooses by numbers that are computed anew, in other pieces than before. They differ in their last bits, so "
+        "of tokens that nearly tie another one may stay: that is inherent."
         if chooses
         else "It chooses by positions alone, so exactly the same tokens stay."
     )
     return (
-        "The request is computed again from its first token and compacted again at the lengths where it was, to the same "
-        f"number of tokens. {inherent} Where load decided when to compact (`when`, `prefill`), it decides once: "
+        "The request is computed again from its first token and compacted again at the lengths where it was, to the "
+        f"same number of tokens. {inherent} Where load decided when to compact (`when`, `prefill`), it decides once: "
         "the repetition does not ask again. Counters count what is done again once."
     )
 

@@ -6,6 +6,7 @@ from vllm.exceptions import VLLMValidationError
 from tests.engine import harness
 
 POOL = 255  # blocks of 32 tokens, and the null block
+BLOCK_BYTES = 4 * 2 * 2 * 64 * 4 * harness.BLOCK  # layers, K and V, heads, head size, float32, tokens
 
 
 @pytest.fixture(scope="module")
@@ -87,10 +88,28 @@ def count_preemptions(llm):
     return seen
 
 
+def test_shared_blocks_are_held_once(llm):
+    """What the gauge says is held is what the pool has given out, however many requests share it."""
+    prefix = harness.tokens(320, seed=9)
+    harness.generate(llm, [prefix], [None], 1)
+    scheduler = harness.scheduler(llm)
+    for i, policy in enumerate([None, {"name": "knorm", "budget": 300}, None]):
+        add(llm, f"shared-{i}", prefix + harness.tokens(40, seed=i), policy)
+    for _ in range(8):
+        llm.llm_engine.step()
+        running = scheduler.running
+        held = sum(scheduler.kv.held_bytes(r.request_id, r.num_computed_tokens)[0] for r in running)
+        shared = scheduler.kv.shared_bytes([r.request_id for r in running])
+        assert shared > 0
+        assert held - shared == (POOL - harness.free_blocks(llm)) * BLOCK_BYTES
+        scheduler.kv.snapshot(float("inf"))
+        assert scheduler.kv.totals.resident_bytes == held - shared <= scheduler.kv.totals.full_bytes
+    drain(llm)
+
+
 def test_outcome_counts_tokens_and_bytes(llm):
     [output] = harness.generate(llm, [harness.tokens(500)], [{"name": "streaming", "budget": 128}], 40)
     record = harness.outcome(output)
-    per_block = 4 * 2 * 2 * 64 * 4 * harness.BLOCK  # layers, K and V, heads, head size, float32, tokens
     assert record == {
         "kv_call": "test",
         "policy": "streaming",
@@ -100,8 +119,8 @@ def test_outcome_counts_tokens_and_bytes(llm):
         "evicted_tokens": 384.0,
         "merged_tokens": 0.0,
         "compactions": 2,
-        "resident_bytes": 5 * per_block,
-        "full_bytes": 17 * per_block,
+        "resident_bytes": 5 * BLOCK_BYTES,
+        "full_bytes": 17 * BLOCK_BYTES,
     }
 
 
