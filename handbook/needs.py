@@ -24,7 +24,7 @@ COMPLETE = Facts(
 LACKING: dict[str, dict[str, Any]] = {
     "a group per layer: `--kv-groups` = number of layers": {"groups": 1},
     "a calibration file: `--kv-calibration FILE`, made by `kvserve calibrate MODEL -o FILE`": {"calibrated": ()},
-    "a model whose positions are a rotary embedding (RoPE)": {"rotary": False},
+    "a model whose layers say how they rotate queries and keys (RoPE)": {"rope_problem": "they do not say"},
     "all KV heads in one worker (tensor parallelism 1)": {"tensor_parallel": 2},
     "a model with summary parameters: `kvserve train-summary` or `convert-summary`": {"summaries": None},
 }

@@ -8,7 +8,7 @@ from vllm.v1.request import Request
 
 from kvserve import request as wire
 from kvserve.blocks import CompressibleManager
-from kvserve.facts import facts_of
+from kvserve.facts import keep, made_of
 from kvserve.feedback import Feedback
 from kvserve.plan import Plan
 from kvserve.rounds import Round
@@ -33,7 +33,8 @@ class Accounts:
         }
         self.layers = layers_of_groups([config.kv_cache_groups[i].layer_names for i in self.managers])
         self.bundles = [len(layers) for layers in self.layers]
-        self.facts = facts_of(scheduler.vllm_config, config.num_blocks)
+        self.facts = made_of(scheduler.vllm_config, config)
+        keep(scheduler.vllm_config, self.facts)  # for an API in this process
         ranks = scheduler.vllm_config.parallel_config.tensor_parallel_size
         self._block_bytes = [
             group.kv_cache_spec.page_size_bytes * len(group.layer_names) * ranks for group in config.kv_cache_groups

@@ -1,5 +1,6 @@
 """Finding the compressible layers of a model that vLLM has loaded, and the memory of their caches."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from kvserve.gather import Layer
 from kvserve.guard import UnsupportedError
 from kvserve.ropes import rope_of
 from kvserve.slots import Slots, cpu_slots, gpu_slots
-from kvserve.spec import CompressibleSpec
+from kvserve.spec import is_compressible
 from kvserve.summaries import SummaryMaker
 from kvserve.summary_layer import layers_of as summary_layers
 
@@ -24,7 +25,7 @@ def groups_of(runner: Any) -> dict[int, list[str]]:
     return {
         g: group.layer_names
         for g, group in enumerate(runner.kv_cache_config.kv_cache_groups)
-        if isinstance(group.kv_cache_spec, CompressibleSpec)
+        if is_compressible(group.kv_cache_spec)
     }
 
 
@@ -47,6 +48,12 @@ def layers_of(runner: Any) -> list[tuple[Layer, Any]]:
         )
         found.append((layer, module))
     return found
+
+
+def rope_problem(runner: Any, names: Sequence[str]) -> str | None:
+    """Why the rotation of one of these layers cannot be undone; None if all can."""
+    unknown = [name for name in names if rope_of(runner.model, name, runner.device) is None]
+    return f"the rotation of layer {unknown[0]!r} cannot be read off this model" if unknown else None
 
 
 def summary_maker(runner: Any, attached: list[tuple[Layer, Any]]) -> SummaryMaker | None:

@@ -1,44 +1,67 @@
-"""What a started server can hold, read off vLLM's configuration; the same in every process."""
+"""What a started server can hold: worked out once, by the engine, and the same in every process.
+
+Only the engine knows the loaded model and the groups that vLLM made of its layers. Its API processes get the facts
+with vLLM's start-up handshake; see kvserve.handshake.
+"""
 
 from typing import Any
 
+from vllm.utils.math_utils import cdiv
+from vllm.v1.kv_cache_interface import KVCacheGroupSpec, get_kv_cache_spec_kind
+
 from kvserve import summary_file
 from kvserve.calibration import load_for
-from kvserve.options import KVOptions
-from kvserve.policy import Facts
+from kvserve.guard import UnsupportedError
+from kvserve.spec import is_compressible, rope_problem
+from kvserve.terms import Facts, OtherGroup
+
+PLACE = "kv_facts"
 
 
-def facts_of(vllm_config: Any, num_blocks: int | None = None) -> Facts:
-    """Facts for `Policy.check` and admission; valid once the engine has sized its cache.
+def facts_of(vllm_config: Any) -> Facts:
+    """Facts for `Policy.check` and admission, in any process once the engine is up. Raises UnsupportedError."""
+    known: Facts | None = vars(vllm_config).get(PLACE)
+    if known is None:
+        raise UnsupportedError("the engine has not said what it can hold; it must run with kvserve and be up")
+    return known
 
-    num_blocks: blocks of this engine's pool; None in an API process, which knows only the sum over its engines.
-    """
-    cache, parallel = vllm_config.cache_config, vllm_config.parallel_config
-    groups = KVOptions.of(vllm_config).groups
+
+def keep(vllm_config: Any, facts: Facts) -> None:
+    """Make these the facts of this process. Of several engines the one that holds least counts: any may be asked."""
+    known: Facts | None = vars(vllm_config).get(PLACE)
+    if known is None or facts.pool_tokens < known.pool_tokens:
+        setattr(vllm_config, PLACE, facts)
+
+
+def made_of(vllm_config: Any, kv_cache_config: Any) -> Facts:
+    """The facts of one engine, from the groups of layers that it made. For schedulers and workers."""
+    parallel, max_model_len = vllm_config.parallel_config, vllm_config.model_config.max_model_len
+    groups = [g for g in kv_cache_config.kv_cache_groups if is_compressible(g.kv_cache_spec)]
+    others = [g for g in kv_cache_config.kv_cache_groups if g not in groups]
+    sizes = tuple(g.kv_cache_spec.block_size for g in groups)
     calibration = load_for(vllm_config)
-    blocks = num_blocks or (cache.num_gpu_blocks or 0) // _engines(parallel)
+    usable = max(0, kv_cache_config.num_blocks - 1)  # vLLM keeps one as the null block
     return Facts(
-        num_layers=vllm_config.model_config.get_num_layers(parallel),
-        groups=groups,
-        block_size=cache.block_size,
-        pool_tokens=max(0, blocks - 1) // groups * cache.block_size,
-        max_model_len=vllm_config.model_config.max_model_len,
+        num_layers=sum(len(g.layer_names) for g in groups),
+        groups=len(groups),
+        block_size=min(sizes, default=vllm_config.cache_config.block_size),
+        pool_tokens=usable // len(groups) * min(sizes) if groups else max_model_len,
+        max_model_len=max_model_len,
         chunk=vllm_config.scheduler_config.max_num_batched_tokens,
         tensor_parallel=parallel.tensor_parallel_size,
         calibrated=calibration.parts if calibration else (),
-        rotary=_rotary(vllm_config.model_config.hf_text_config),
+        rope_problem=next((rope_problem(g.kv_cache_spec) for g in groups), None),
         summaries=summary_file.about_for(vllm_config),
+        pool_blocks=usable,
+        block_sizes=sizes,
+        other_groups=tuple(_other(g, vllm_config) for g in others),
     )
 
 
-def _engines(parallel: Any) -> int:
-    """How many an API process talks to: all that are data-parallel, or the local ones where others balance the load."""
-    local = getattr(parallel, "local_engines_only", False)
-    return max(1, int(parallel.data_parallel_size_local if local else parallel.data_parallel_size))
-
-
-def _rotary(config: Any) -> bool:
-    """Whether positions are one rotation by one number, not M-RoPE's several, ALiBi or learned ones."""
-    parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    has = bool(parameters) or getattr(config, "rope_theta", None) is not None
-    return has and "mrope_section" not in parameters
+def _other(group: KVCacheGroupSpec, vllm_config: Any) -> OtherGroup:
+    spec = group.kv_cache_spec
+    return OtherGroup(
+        kind=get_kv_cache_spec_kind(spec).value,
+        block_size=spec.block_size,
+        most_blocks=cdiv(spec.max_memory_usage_bytes(vllm_config), spec.page_size_bytes),
+    )

@@ -28,7 +28,8 @@ def _overridden() -> dict[Any, str]:
     from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.core.single_type_kv_cache_manager import SingleTypeKVCacheManager
-    from vllm.v1.engine.core_client import AsyncMPClient, DPAsyncMPClient
+    from vllm.v1.engine.core import EngineCoreProc
+    from vllm.v1.engine.core_client import AsyncMPClient, DPAsyncMPClient, MPClient
     from vllm.v1.engine.input_processor import InputProcessor
     from vllm.v1.engine.output_processor import OutputProcessor
     from vllm.v1.worker.block_table import BlockTable
@@ -59,6 +60,8 @@ def _overridden() -> dict[Any, str]:
         OutputProcessor.process_outputs: "self engine_core_outputs engine_core_timestamp iteration_stats "
         "weight_version",
         OutputProcessor._finish_request: "self req_state",
+        EngineCoreProc._make_ready_response: "self",
+        MPClient._apply_ready_response: "self payload",
         AsyncMPClient.add_request_async: "self request",
         AsyncMPClient.abort_requests_async: "self request_ids",
         DPAsyncMPClient.add_request_async: "self request",

@@ -8,13 +8,19 @@ logger = logging.getLogger(__name__)
 
 
 def register() -> None:
-    """Check requests in this process. The engine itself is switched on by options, not by being installed."""
+    """Check requests in this process, and let engines say what they can hold.
+
+    The engine itself is switched on by options, not by being installed.
+    """
     if (why := problem()) is not None:
         logger.warning("kvserve is installed but cannot be used: %s", why)
         return
     from vllm.v1.engine.input_processor import InputProcessor
 
+    from kvserve import handshake
     from kvserve.frontend import wrap
+
+    handshake.install()
 
     if not hasattr(InputProcessor.process_inputs, "kv_wrapped"):
         InputProcessor.process_inputs = wrap(InputProcessor.process_inputs)

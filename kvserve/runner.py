@@ -12,14 +12,14 @@ from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
 from kvserve import attach, summary_file
 from kvserve import request as wire
 from kvserve.compactor import Compactor
-from kvserve.facts import facts_of
+from kvserve.facts import made_of
 from kvserve.feedback import attached as with_feedback
 from kvserve.gather import Layer, Prompt
 from kvserve.held import Cache
 from kvserve.lengths import GroupLengths, shift_slots
 from kvserve.options import KVOptions
 from kvserve.queries import QueryRings, Span
-from kvserve.spec import tagged
+from kvserve.spec import compressible, tagged
 from kvserve.summaries import Reading
 
 
@@ -34,8 +34,14 @@ class KVRunner:
     def get_kv_cache_spec(self) -> dict[str, KVCacheSpec]:
         options = KVOptions.of(self.vllm_config)  # type: ignore[attr-defined]
         summaries = summary_file.about_for(self.vllm_config)  # type: ignore[attr-defined]
-        kinds = summaries.layers if summaries else ()
-        return tagged(super().get_kv_cache_spec(), options.groups, options.resident_tokens, kinds)  # type: ignore[misc]
+        specs: dict[str, KVCacheSpec] = super().get_kv_cache_spec()  # type: ignore[misc]
+        return tagged(
+            specs,
+            options.groups,
+            summaries.layers if summaries else (),
+            resident_tokens=options.resident_tokens,
+            rope_problem=attach.rope_problem(self, [name for name in specs if compressible(specs[name])]),
+        )
 
     def initialize_kv_cache(self, kv_cache_config: KVCacheConfig, *args: Any, **kwargs: Any) -> None:
         super().initialize_kv_cache(kv_cache_config, *args, **kwargs)  # type: ignore[misc]
@@ -51,7 +57,7 @@ class KVRunner:
         for layer, _ in attached:
             layers[layer.group].append(layer)
         trace = KVOptions.of(self.vllm_config).trace  # type: ignore[attr-defined]
-        self._kv_facts = facts_of(self.vllm_config)  # type: ignore[attr-defined]
+        self._kv_facts = made_of(self.vllm_config, self.kv_cache_config)  # type: ignore[attr-defined]
         maker = attach.summary_maker(self, attached)
         self.kv = Compactor(layers, QueryRings(device), attach.head_offset(self), device, trace, maker)
         for layer, module in attached:

@@ -6,7 +6,7 @@ from typing import Any
 
 from vllm.model_executor.models.utils import extract_layer_index
 from vllm.utils.math_utils import cdiv
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheSpec
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheSpec, iter_layer_specs
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 
 from kvserve.blocks import CompressibleManager
@@ -22,11 +22,11 @@ class CompressibleSpec(FullAttentionSpec):
 
     group_tag: int = 0
     resident_tokens: int | None = None  # start-up needs room for this many tokens, not max_model_len
+    rope_problem: str | None = None  # of the model, the same for all layers: see Facts
 
     @classmethod
-    def of(cls, spec: FullAttentionSpec, tag: int, resident_tokens: int | None) -> "CompressibleSpec":
-        taken = {f.name: getattr(spec, f.name) for f in fields(FullAttentionSpec)}
-        return cls(**taken, group_tag=tag, resident_tokens=resident_tokens)
+    def of(cls, spec: FullAttentionSpec, **ours: Any) -> "CompressibleSpec":
+        return cls(**{f.name: getattr(spec, f.name) for f in fields(FullAttentionSpec)}, **ours)
 
     @classmethod
     def merge(cls, specs: list[Any]) -> Any:
@@ -56,13 +56,25 @@ def compressible(spec: KVCacheSpec) -> bool:
     )
 
 
+def is_compressible(spec: KVCacheSpec) -> bool:
+    """Whether a KV-cache group of this spec is one of ours; its layers may differ in shape."""
+    return all(isinstance(one, CompressibleSpec) for one in iter_layer_specs(spec))
+
+
+def rope_problem(spec: KVCacheSpec) -> str | None:
+    """What the worker noted in the spec of one of our groups."""
+    problem: str | None = next(iter(iter_layer_specs(spec))).rope_problem  # type: ignore[attr-defined]
+    return problem
+
+
 def tagged(
-    specs: dict[str, KVCacheSpec], groups: int, resident_tokens: int | None, kinds: Sequence[str] = ()
+    specs: dict[str, KVCacheSpec], groups: int, kinds: Sequence[str] = (), **noted: Any
 ) -> dict[str, KVCacheSpec]:
     """The specs of all layers with the compressible ones bundled, in layer order, into `groups` tags.
 
     kinds: of the compressible layers, if the model knows several; those of one kind are bundled before those of the
-    next. Raises ValueError if the layers cannot be bundled evenly: vLLM would pad groups of unequal size.
+    next. noted: further fields of all CompressibleSpecs. Raises ValueError if the layers cannot be bundled evenly:
+    vLLM would pad groups of unequal size.
     """
     names = [name for name, spec in specs.items() if compressible(spec)]
     if names and len(names) % groups:
@@ -73,7 +85,7 @@ def tagged(
     together = sorted(names, key=lambda name: kinds[names.index(name)]) if kinds and size > 1 else names
     tags = {name: i // size for i, name in enumerate(together)}
     return {
-        name: CompressibleSpec.of(spec, tags[name], resident_tokens) if name in tags else spec  # type: ignore[arg-type]
+        name: CompressibleSpec.of(spec, group_tag=tags[name], **noted) if name in tags else spec  # type: ignore[arg-type]
         for name, spec in specs.items()
     }
 

@@ -13,19 +13,30 @@ class Summaries(NamedTuple):
     layers: tuple[Literal["summary", "full"], ...]  # "full" ones keep all text
 
 
-class Facts(NamedTuple):
-    """What this server is: what `Policy.check` may refuse a request for."""
+class OtherGroup(NamedTuple):
+    """Layers that are not compressed but take blocks of the same pool: those with a window, or a recurrent state."""
 
-    num_layers: int
-    groups: int  # layer groups with block tables of their own
+    kind: str  # vLLM's name: sliding_window, chunked_local_attention, mamba, ...
+    block_size: int  # tokens
+    most_blocks: int  # that one request holds at once, however long; of n tokens at most ceil(n / block_size) + 1
+
+
+class Facts(NamedTuple):
+    """What this server is: what `Policy.check` may refuse a request for. See kvserve.facts."""
+
+    num_layers: int  # compressible ones
+    groups: int  # of compressible layers, with block tables of their own
     block_size: int
     pool_tokens: int  # tokens that an otherwise empty pool can hold for one request
     max_model_len: int
     chunk: int  # largest prefill chunk, tokens
     tensor_parallel: int = 1  # workers among which the KV heads of a layer are split
     calibrated: tuple[str, ...] = ()  # statistics in the server's calibration file; see kvserve.calibration
-    rotary: bool = True  # whether positions are a rotation of queries and keys (RoPE, not M-RoPE)
+    rope_problem: str | None = None  # why what positions do to queries and keys cannot be undone; None: it can
     summaries: Summaries | None = None  # None: the model has no summary parameters
+    pool_blocks: int = 0  # that requests can hold, of all groups together
+    block_sizes: tuple[int, ...] = ()  # tokens, of each group of compressible layers
+    other_groups: tuple[OtherGroup, ...] = ()
 
 
 class Moment(NamedTuple):

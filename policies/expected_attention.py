@@ -27,8 +27,8 @@ class ExpectedAttention(ScoringPolicy):
     epsilon: float = Field(0.0, ge=0, le=1, description="Added to the attention, so that large values count anyway")
 
     def check(self, facts: Facts) -> None:
-        if not facts.rotary:
-            problem = "needs a model whose positions are a rotary embedding (RoPE)"
+        if facts.rope_problem is not None:
+            problem = f"needs queries and keys as they were before their rotation (RoPE), but {facts.rope_problem}"
             raise PolicyError(f"kv_policy {self.name!r} {problem}", param="kv_policy.name", reason="unsupported")
 
     def scores(self, view: LayerView) -> Tensor:

@@ -62,8 +62,8 @@ class TriAttention(Policy):
 
     def check(self, facts: Facts) -> None:
         problem = None
-        if not facts.rotary:
-            problem = "needs a model whose positions are a rotary embedding (RoPE)"
+        if facts.rope_problem is not None:
+            problem = f"needs keys as they were before their rotation (RoPE), but {facts.rope_problem}"
         elif "queries" not in facts.calibrated:
             problem = (
                 "needs statistics of the model's queries; start the server with --kv-calibration FILE, "
