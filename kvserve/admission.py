@@ -4,9 +4,21 @@ from kvserve.errors import PolicyError
 from kvserve.policy import Facts, Policy
 
 
+def room(facts: Facts, seen: int) -> int:
+    """Tokens per compressible layer that one request can hold in an otherwise empty pool when it has seen `seen`.
+
+    All groups of layers take their blocks from one pool, those too that are never compressed: a window of tokens, or
+    a recurrent state. Where groups have blocks of different size this is a lower bound.
+    """
+    if not facts.block_sizes:
+        return facts.pool_tokens
+    others = sum(min(other.most_blocks, -(-seen // other.block_size) + 1) for other in facts.other_groups)
+    return max(0, facts.pool_blocks - others) // len(facts.block_sizes) * min(facts.block_sizes)
+
+
 def whole_prefill(policy: Policy, tokens: int, facts: Facts) -> bool:
     """Whether a prompt of `tokens` is compacted once at its end rather than between its chunks."""
-    return policy.prefill == "whole" and tokens < facts.pool_tokens
+    return policy.prefill == "whole" and tokens < room(facts, tokens)
 
 
 def fitting(policy: Policy, prompt: int, generate: int, facts: Facts) -> int:
@@ -22,14 +34,14 @@ def fitting(policy: Policy, prompt: int, generate: int, facts: Facts) -> int:
         return policy.peak(read, prompt - read + tokens, facts.chunk, whole)
 
     def fits(tokens: int) -> bool:
-        return peak(tokens) <= facts.pool_tokens
+        return peak(tokens) <= room(facts, prompt + tokens)
 
     if fits(generate):
         return generate
     if not fits(1):
         raise PolicyError(
             f"the prompt has {prompt} tokens and needs room for {peak(1)} "
-            f"with kv_policy {policy.name!r}, but the KV cache holds {facts.pool_tokens} tokens in all; "
+            f"with kv_policy {policy.name!r}, but the KV cache holds {room(facts, prompt + 1)} tokens in all; "
             "shorten the prompt or choose a policy with a smaller budget",
             reason="too_long",
         )

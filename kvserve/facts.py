@@ -29,7 +29,7 @@ def facts_of(vllm_config: Any) -> Facts:
 def keep(vllm_config: Any, facts: Facts) -> None:
     """Make these the facts of this process. Of several engines the one that holds least counts: any may be asked."""
     known: Facts | None = vars(vllm_config).get(PLACE)
-    if known is None or facts.pool_tokens < known.pool_tokens:
+    if known is None or (facts.pool_blocks, facts.pool_tokens) < (known.pool_blocks, known.pool_tokens):
         setattr(vllm_config, PLACE, facts)
 
 

@@ -16,7 +16,7 @@ from vllm.sampling_params import SamplingParams, SamplingType
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
 
 from kvserve import request as wire
-from kvserve.admission import fitting
+from kvserve.admission import fitting, room
 from kvserve.errors import PolicyError
 from kvserve.facts import facts_of
 from kvserve.registry import get
@@ -145,7 +145,8 @@ def _params(prompt: int) -> SamplingParams:
 
 def warm_ups(vllm_config: Any) -> list[Replay]:
     """Replays of nothing: vLLM compiles the counting of ranks for the first sizes that it meets, for seconds."""
-    most = min(vllm_config.model_config.max_model_len - 1, facts_of(vllm_config).pool_tokens - 1)
+    longest = vllm_config.model_config.max_model_len
+    most = min(longest, room(facts_of(vllm_config), longest)) - 1
     return [_warm_up(min(tokens, most)) for tokens in (CHUNK + 44, CHUNK + 2)]
 
 

@@ -1,20 +1,24 @@
-"""What the API process believes of one engine's pool, from the sum that vLLM tells it."""
+"""Of several engines behind an API process any may be asked, so the one that holds least says what fits."""
+
+from types import SimpleNamespace
 
 import pytest
-from vllm.config import ParallelConfig
 
-from kvserve.facts import _engines
+from kvserve.facts import facts_of, keep
+from kvserve.guard import UnsupportedError
+from kvserve.policy import Facts
+
+FACTS = Facts(num_layers=4, groups=1, block_size=16, pool_tokens=1000, max_model_len=4096, chunk=512)
 
 
-@pytest.mark.parametrize(
-    ("options", "engines"),
-    [
-        ({}, 1),
-        ({"data_parallel_size": 4, "data_parallel_size_local": 2}, 4),  # one server balances over both machines
-        ({"data_parallel_size": 4, "data_parallel_size_local": 2, "data_parallel_hybrid_lb": True}, 2),
-        ({"data_parallel_size": 4, "data_parallel_size_local": 1, "data_parallel_external_lb": True}, 1),
-    ],
-)
-def test_engines_behind_an_api_process(options, engines):
-    """As vLLM's own client counts them (v1/engine/core_client.py, engine_ranks_managed)."""
-    assert _engines(ParallelConfig(**options)) == engines
+@pytest.mark.parametrize("order", [(1000, 600, 800), (600, 1000, 800), (800, 1000, 600)])
+def test_the_smallest_pool_counts(order):
+    config = SimpleNamespace()
+    for tokens in order:
+        keep(config, FACTS._replace(pool_tokens=tokens))
+    assert facts_of(config).pool_tokens == 600
+
+
+def test_an_engine_that_has_said_nothing():
+    with pytest.raises(UnsupportedError, match="has not said"):
+        facts_of(SimpleNamespace())
