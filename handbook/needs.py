@@ -24,7 +24,8 @@ COMPLETE = Facts(
 LACKING: dict[str, dict[str, Any]] = {
     "a group per layer: `--kv-groups` = number of layers": {"groups": 1},
     "a calibration file: `--kv-calibration FILE`, made by `kvserve calibrate MODEL -o FILE`": {"calibrated": ()},
-    "a model whose layers say how they rotate queries and keys (RoPE)": {"rope_problem": "they do not say"},
+    "a model whose rotation of queries and keys (RoPE), if any, can be found out": {"rope_problem": "it cannot"},
+    "a model that rotates them in every compressible layer": {"unrotated": 1},
     "all KV heads in one worker (tensor parallelism 1)": {"tensor_parallel": 2},
     "a model with summary parameters: `kvserve train-summary` or `convert-summary`": {"summaries": None},
 }
@@ -37,6 +38,7 @@ EVIDENCE = {
     "mass": "attention mass",
     "moments": "mean and covariance of the queries before RoPE",
     "calibration": "the calibration file",
+    "rope": "how the model rotates queries and keys (RoPE)",
     "summaries": "the summary tokens that the model makes of text",
 }
 

@@ -1,5 +1,6 @@
 """Finding the compressible layers of a model that vLLM has loaded, and the memory of their caches."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,19 +12,26 @@ from kvserve import summary_file
 from kvserve.calibration import load_for
 from kvserve.gather import Layer
 from kvserve.guard import UnsupportedError
-from kvserve.ropes import rope_of
+from kvserve.rope import Rope
+from kvserve.ropes import rotation, rotations
 from kvserve.slots import Slots, cpu_slots, gpu_slots
 from kvserve.spec import is_compressible
 from kvserve.summaries import SummaryMaker
 from kvserve.summary_layer import layers_of as summary_layers
+from kvserve.trial import keys_by_position, positions_of
+
+logger = logging.getLogger(__name__)
 
 FP8 = {"fp8": torch.float8_e4m3fn, "fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 
 
 def groups_of(runner: Any) -> dict[int, list[str]]:
-    """Names of the compressible layers by KV-cache group."""
+    """Names of the compressible layers by KV-cache group.
+
+    A layer that reads the cache of another one is not one of them: that memory is compacted once.
+    """
     return {
-        g: group.layer_names
+        g: [name for name in group.layer_names if name not in runner.shared_kv_cache_layers]
         for g, group in enumerate(runner.kv_cache_config.kv_cache_groups)
         if is_compressible(group.kv_cache_spec)
     }
@@ -43,17 +51,25 @@ def layers_of(runner: Any) -> list[tuple[Layer, Any]]:
             slots=_slots(runner, module, group_of[name]),
             num_kv_heads=module.num_kv_heads,
             scale=module.impl.scale,
-            rope=rope_of(runner.model, name, runner.device),
+            rope=runner.kv_ropes.get(name),
             calibration=calibration.layer(index, _query_heads(runner, module), runner.device) if calibration else None,
         )
         found.append((layer, module))
     return found
 
 
-def rope_problem(runner: Any, names: Sequence[str]) -> str | None:
-    """Why the rotation of one of these layers cannot be undone; None if all can."""
-    unknown = [name for name in names if rope_of(runner.model, name, runner.device) is None]
-    return f"the rotation of layer {unknown[0]!r} cannot be read off this model" if unknown else None
+def ropes_of(runner: Any, names: Sequence[str]) -> dict[str, Rope]:
+    """How these layers rotate queries and keys; those of which that cannot be found out are left out."""
+    if not names:
+        return {}
+    try:
+        keys = keys_by_position(runner, names)
+    except Exception:  # the model's code, on input of ours: a server without two policies is better than none
+        logger.exception("kvserve could not find out what positions do to this model's keys")
+        return {}
+    at, known = positions_of(runner), rotations(runner.model, runner.device)
+    found = {name: rotation(keys[name], at, known, runner.model_config.dtype) for name in keys}
+    return {name: rope for name, rope in found.items() if rope is not None}
 
 
 def summary_maker(runner: Any, attached: list[tuple[Layer, Any]]) -> SummaryMaker | None:

@@ -27,7 +27,8 @@ class Policy(BaseModel):
 
     name: ClassVar[str]
     paper: ClassVar[str] = ""
-    reads: ClassVar[tuple[str, ...]] = ()  # of keys values queries mass moments calibration summaries: its evidence
+    reads: ClassVar[tuple[str, ...]] = ()
+    """Its evidence, of keys, values, queries, mass, moments, rope, calibration, summaries."""
     observes: ClassVar[Literal["prompt", "all"]] = "prompt"  # whose queries add to mass and moments
     compresses: ClassVar[bool] = True
     per_head: ClassVar[bool] = True  # whether the KV heads of a layer choose for themselves
@@ -127,7 +128,14 @@ class Policy(BaseModel):
         return None
 
     def check(self, facts: Facts) -> None:
-        """Raise PolicyError if this server cannot serve these parameters."""
+        """Raise PolicyError if this server cannot serve these parameters. Whoever overrides it calls this one too."""
+        problem = None
+        if self.compresses and not facts.num_layers:
+            problem = "has nothing to compress: no layer of this model has full attention; send 'full'"
+        elif "rope" in self.reads and facts.rope_problem is not None:
+            problem = f"undoes the rotation of queries or keys (RoPE), but {facts.rope_problem}"
+        if problem:
+            raise PolicyError(f"kv_policy {self.name!r} {problem}", param="kv_policy.name", reason="unsupported")
 
     def settled(self, facts: Facts) -> "Policy":
         """This policy, knowing the server that it has passed `check` for."""

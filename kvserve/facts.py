@@ -12,7 +12,7 @@ from vllm.v1.kv_cache_interface import KVCacheGroupSpec, get_kv_cache_spec_kind
 from kvserve import summary_file
 from kvserve.calibration import load_for
 from kvserve.guard import UnsupportedError
-from kvserve.spec import is_compressible, rope_problem
+from kvserve.spec import is_compressible, note
 from kvserve.terms import Facts, OtherGroup
 
 PLACE = "kv_facts"
@@ -50,7 +50,9 @@ def made_of(vllm_config: Any, kv_cache_config: Any) -> Facts:
         chunk=vllm_config.scheduler_config.max_num_batched_tokens,
         tensor_parallel=parallel.tensor_parallel_size,
         calibrated=calibration.parts if calibration else (),
-        rope_problem=next((rope_problem(g.kv_cache_spec) for g in groups), None),
+        rope_problem=next((note(g.kv_cache_spec, "rope_problem") for g in groups), None),
+        unrotated=next((note(g.kv_cache_spec, "unrotated") for g in groups), 0),
+        mrope=bool(vllm_config.model_config.uses_mrope),
         summaries=summary_file.about_for(vllm_config),
         pool_blocks=usable,
         block_sizes=sizes,

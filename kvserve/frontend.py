@@ -12,7 +12,7 @@ from kvserve.admission import fitting
 from kvserve.errors import PolicyError
 from kvserve.facts import facts_of as facts
 from kvserve.options import KVOptions, switched_on
-from kvserve.policy import Policy
+from kvserve.policy import Facts, Policy
 from kvserve.registry import get
 from kvserve.salts import salted
 
@@ -67,6 +67,17 @@ def _refuse_prompt_logprobs(policy: Policy, params: SamplingParams) -> None:
         )
 
 
+def _refuse_pictures(policy: Policy | None, has_pictures: bool, known: Facts) -> None:
+    """Where a token of a picture has several positions, undoing the rotation by one of them would be wrong."""
+    if policy is not None and has_pictures and known.mrope and "rope" in policy.reads:
+        raise PolicyError(
+            f"kv_policy {policy.name!r} undoes the rotation of queries or keys, and on this model a token of a picture "
+            "or video is rotated by several positions (M-RoPE), not by one; send text only, or choose another policy",
+            param="kv_policy.name",
+            reason="unsupported",
+        )
+
+
 def wrap(process_inputs: Callable[..., Any]) -> Callable[..., Any]:
     """vLLM's `InputProcessor.process_inputs`, which all requests pass, with our checks behind it."""
 
@@ -94,6 +105,7 @@ def _settle(request: Any, policy: Policy | None, vllm_config: Any) -> None:
     params = request.sampling_params
     if wire.CANARY in (params.extra_args or {}):
         del params.extra_args[wire.CANARY]  # a client that would hide from the books
+    _refuse_pictures(policy, bool(request.mm_features), facts(vllm_config))
     tokens = request.prompt_token_ids if request.prompt_token_ids is not None else request.prompt_embeds
     check(policy, len(tokens), params, vllm_config)
     if policy is not None:

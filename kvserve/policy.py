@@ -100,6 +100,7 @@ class UnevenLayers(Policy):
         return True
 
     def check(self, facts: Facts) -> None:
+        super().check(facts)
         if self.uneven and self.granularity == "layer" and facts.groups < facts.num_layers:
             raise PolicyError(
                 f"kv_policy {self.name!r} gives each of the {facts.num_layers} layers a budget of its own, but this "

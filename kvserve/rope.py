@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotation of one layer's queries and keys: R bands, the first 2 * R of D channels are rotated.
+    """Rotation of one layer's queries and keys: R bands, 0 or more; the first 2 * R of D channels are rotated.
 
     inv_freq: (R,) float64, radians per token after any scaling (llama3, YaRN, linear, ...).
     factor: what cos and sin are multiplied with (YaRN's attention factor), else 1.
@@ -26,9 +26,9 @@ class Rope:
 
     def bands(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., R) complex64: the rotated channels, one complex number per band."""
-        part = x[..., : self.rotated].float()
+        part, half = x[..., : self.rotated].float(), len(self.inv_freq)
         if self.neox:
-            real, imag = part.chunk(2, dim=-1)
+            real, imag = part[..., :half], part[..., half:]
         else:
             real, imag = part[..., 0::2], part[..., 1::2]
         return torch.complex(real.contiguous(), imag.contiguous())
@@ -48,6 +48,16 @@ class Rope:
 
     def undo(self, x: Tensor, positions: Tensor) -> Tensor:
         """Post-RoPE (n, ..., D) at positions (n,) -> pre-RoPE float32: exact up to rounding."""
-        turn = self.phases(positions).conj() / self.factor
-        turn = turn.view(len(positions), *(1,) * (x.dim() - 2), -1)
+        return self._times(x, self.phases(positions).conj() / self.factor)
+
+    def turned(self, x: Tensor, positions: Tensor) -> Tensor:
+        """(n, ..., D) as rotated for position 0 -> float32 as rotated for positions (n,)."""
+        return self._times(x, self.phases(positions))
+
+    def _times(self, x: Tensor, turn: Tensor) -> Tensor:
+        turn = turn.view(len(turn), *(1,) * (x.dim() - 2), turn.shape[-1])
         return self.channels(self.bands(x) * turn, x)
+
+
+UNROTATED = Rope(torch.zeros(0, dtype=torch.float64))
+"""What positions do to a layer without RoPE."""

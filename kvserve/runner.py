@@ -19,6 +19,7 @@ from kvserve.held import Cache
 from kvserve.lengths import GroupLengths, shift_slots
 from kvserve.options import KVOptions
 from kvserve.queries import QueryRings, Span
+from kvserve.rope import Rope
 from kvserve.spec import compressible, tagged
 from kvserve.summaries import Reading
 
@@ -27,6 +28,7 @@ class KVRunner:
     """Mixed in front of vLLM's V1 runners for CPU and CUDA."""
 
     kv: Compactor | None = None
+    kv_ropes: dict[str, Rope]  # by layer
     _kv_complete: list[Span]  # requests whose prompt is complete when the running step is
 
     # -- start-up ------------------------------------------------------------------------------------
@@ -35,21 +37,25 @@ class KVRunner:
         options = KVOptions.of(self.vllm_config)  # type: ignore[attr-defined]
         summaries = summary_file.about_for(self.vllm_config)  # type: ignore[attr-defined]
         specs: dict[str, KVCacheSpec] = super().get_kv_cache_spec()  # type: ignore[misc]
+        ours = [name for name in specs if compressible(specs[name])]
+        self.kv_ropes = attach.ropes_of(self, ours)
+        unknown = [name for name in ours if name not in self.kv_ropes]
         return tagged(
             specs,
             options.groups,
             summaries.layers if summaries else (),
             resident_tokens=options.resident_tokens,
-            rope_problem=attach.rope_problem(self, [name for name in specs if compressible(specs[name])]),
+            rope_problem=f"what positions do to the keys of layer {unknown[0]!r} is not known" if unknown else None,
+            unrotated=sum(not rope.rotated for rope in self.kv_ropes.values()),
         )
 
     def initialize_kv_cache(self, kv_cache_config: KVCacheConfig, *args: Any, **kwargs: Any) -> None:
         super().initialize_kv_cache(kv_cache_config, *args, **kwargs)  # type: ignore[misc]
         if kwargs.get("is_profiling") or (args and args[0]):
             return
-        self._kv_attach()
+        self._kv_attach(kv_cache_config)
 
-    def _kv_attach(self) -> None:
+    def _kv_attach(self, kv_cache_config: KVCacheConfig) -> None:
         """Build the compactor over the allocated cache and connect it to attention and block tables."""
         device: torch.device = self.device  # type: ignore[attr-defined]
         attached = attach.layers_of(self)
@@ -57,7 +63,7 @@ class KVRunner:
         for layer, _ in attached:
             layers[layer.group].append(layer)
         trace = KVOptions.of(self.vllm_config).trace  # type: ignore[attr-defined]
-        self._kv_facts = made_of(self.vllm_config, self.kv_cache_config)  # type: ignore[attr-defined]
+        self._kv_facts = made_of(self.vllm_config, kv_cache_config)  # type: ignore[attr-defined]
         maker = attach.summary_maker(self, attached)
         self.kv = Compactor(layers, QueryRings(device), attach.head_offset(self), device, trace, maker)
         for layer, module in attached:

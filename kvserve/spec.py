@@ -22,7 +22,8 @@ class CompressibleSpec(FullAttentionSpec):
 
     group_tag: int = 0
     resident_tokens: int | None = None  # start-up needs room for this many tokens, not max_model_len
-    rope_problem: str | None = None  # of the model, the same for all layers: see Facts
+    rope_problem: str | None = None  # of the model, the same for all layers, as is the next: see Facts
+    unrotated: int = 0
 
     @classmethod
     def of(cls, spec: FullAttentionSpec, **ours: Any) -> "CompressibleSpec":
@@ -61,10 +62,9 @@ def is_compressible(spec: KVCacheSpec) -> bool:
     return all(isinstance(one, CompressibleSpec) for one in iter_layer_specs(spec))
 
 
-def rope_problem(spec: KVCacheSpec) -> str | None:
+def note(spec: KVCacheSpec, field: str) -> Any:
     """What the worker noted in the spec of one of our groups."""
-    problem: str | None = next(iter(iter_layer_specs(spec))).rope_problem  # type: ignore[attr-defined]
-    return problem
+    return getattr(next(iter(iter_layer_specs(spec))), field)
 
 
 def tagged(

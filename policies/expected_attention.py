@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kvserve.policy import Facts, LayerView, PolicyError, ScoringPolicy
+from kvserve.policy import LayerView, ScoringPolicy
 
 
 class ExpectedAttention(ScoringPolicy):
@@ -20,16 +20,11 @@ class ExpectedAttention(ScoringPolicy):
 
     name: ClassVar[str] = "expected-attention"
     paper: ClassVar[str] = "arXiv:2510.00636"
-    reads: ClassVar[tuple[str, ...]] = ("keys", "values", "moments")
+    reads: ClassVar[tuple[str, ...]] = ("keys", "values", "moments", "rope")
     observes: ClassVar[Literal["prompt", "all"]] = "all"
 
     horizon: int = Field(512, ge=1, le=65536, description="Positions to come, over which rotations are averaged")
     epsilon: float = Field(0.0, ge=0, le=1, description="Added to the attention, so that large values count anyway")
-
-    def check(self, facts: Facts) -> None:
-        if facts.rope_problem is not None:
-            problem = f"needs queries and keys as they were before their rotation (RoPE), but {facts.rope_problem}"
-            raise PolicyError(f"kv_policy {self.name!r} {problem}", param="kv_policy.name", reason="unsupported")
 
     def scores(self, view: LayerView) -> Tensor:
         mean, covariance = self._queries_to_come(view)

@@ -61,6 +61,7 @@ class KSA(Policy):
         return self.summaries
 
     def check(self, facts: Facts) -> None:
+        super().check(facts)
         about = facts.summaries
         if about is None:
             raise PolicyError(

@@ -28,7 +28,7 @@ class TriAttention(Policy):
 
     name: ClassVar[str] = "triattention"
     paper: ClassVar[str] = "arXiv:2604.04921"
-    reads: ClassVar[tuple[str, ...]] = ("keys", "calibration")
+    reads: ClassVar[tuple[str, ...]] = ("keys", "calibration", "rope")
 
     budget: int | float = Field(
         0.5,
@@ -61,9 +61,13 @@ class TriAttention(Policy):
         return self.recent
 
     def check(self, facts: Facts) -> None:
+        super().check(facts)
         problem = None
-        if facts.rope_problem is not None:
-            problem = f"needs keys as they were before their rotation (RoPE), but {facts.rope_problem}"
+        if facts.unrotated:
+            problem = (
+                f"ranks keys by how they turn with distance (RoPE), but {facts.unrotated} of this model's "
+                f"{facts.num_layers} compressible layers do not turn them"
+            )
         elif "queries" not in facts.calibrated:
             problem = (
                 "needs statistics of the model's queries; start the server with --kv-calibration FILE, "
