@@ -39,7 +39,7 @@ MODELS = {
     "exaone4": ("Exaone4", HYBRID, {}, NONE, True),
     "gpt2": ("GPT2", WITHOUT_GROUPS, {}, NONE, True),
     "transformers": ("Llama", {**SMALL, "rope_theta": 5000.0}, {"model_impl": "transformers"}, plain(16, 5000.0), True),
-    "transformers, interleaved": ("Cohere", SMALL, {"model_impl": "transformers"}, plain(16), False),
+    "transformers, interleaved": ("Cohere", SMALL, {"model_impl": "transformers"}, plain(16, 500_000.0), False),
 }
 
 
