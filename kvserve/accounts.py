@@ -104,6 +104,11 @@ class Accounts:
     def preemption_avoided(self) -> None:
         self.totals.preemptions_avoided += 1
 
+    def failed(self, policy: str) -> None:
+        """A request that its policy's own code has ended."""
+        self.totals.of(policy).errors += 1
+        self._changed = True
+
     def measured(self, feedback: Feedback, tracked: Mapping[str, Tracked]) -> None:
         """Book what a worker reports; what it says of requests that have ended meanwhile is lost."""
         for policy, seconds in feedback.seconds.items():

@@ -1,5 +1,6 @@
 """The worker's half of a compaction: which tokens stay, and moving them to their new slots."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -9,6 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kvserve.agreement import Agreement, Apart
+from kvserve.asks import Asks
+from kvserve.errors import PolicyFault
 from kvserve.feedback import Feedback
 from kvserve.gather import FOLD, Gatherer, Layer
 from kvserve.held import Cache, Held, LayerMemory
@@ -16,9 +20,12 @@ from kvserve.plan import Plan
 from kvserve.policy import LayerView, Merged, Policy
 from kvserve.probe import Probe
 from kvserve.queries import QueryRings
+from kvserve.selected import Room, checked, shared
 from kvserve.slots import take
 from kvserve.summaries import SummaryMaker
 from kvserve.views import LazyViews, Views
+
+logger = logging.getLogger(__name__)
 
 
 class Selection(NamedTuple):
@@ -60,24 +67,66 @@ class Compactor:
         self.feedback = Feedback()
         self.probe: Probe | None = None
         self.selections: list[Selection] | None = [] if trace else None
+        self._agreement = Agreement()
         self._num_layers = sum(len(group) for group in layers.values())
-        self._views = Views(queries, self.gather, self._num_layers, head_offset, device, summaries)
+        self._views = Views(
+            queries, self.gather, self._num_layers, head_offset, device, summaries, self._agreement.mean
+        )
         self._device = device
 
     # -- a request -----------------------------------------------------------------------------------
 
-    def begin(self, req_id: str, policy: Policy, first: int, prompt: int) -> None:
-        """A request starts, or starts again after a preemption, with `first` tokens from the prefix cache."""
-        self.requests[req_id] = Held(policy, prompt)
-        self.gather.begin(req_id, policy, prompt)
-        if self.summaries is not None and "summaries" in policy.reads:
-            self.summaries.begin(req_id, policy.text_window or 0, policy.summarised)
-        window = max(policy.query_window, FOLD if policy.gathers and policy.observes == "all" else 0)
+    def begin(self, req_id: str, name: str, make: Callable[[], tuple[Policy, int]], first: int) -> None:
+        """A request with a policy comes in, with `first` tokens from the prefix cache.
+
+        make: gives the policy called `name`, and how many tokens its prompt has.
+        """
+        held = self.requests[req_id] = Held(name)
+
+        def started() -> None:
+            held.policy, held.prompt = make()
+            held.asks = Asks.of(held.policy)
+            self._observe(req_id, first)
+
+        self._ask(req_id, "it was being started", started)
+        if not held.failed and not held.policy.compresses:
+            self.end(req_id)
+
+    def restart(self, req_id: str, first: int) -> None:
+        """The same after a preemption."""
+        before = self.requests[req_id]
+        held = self.requests[req_id] = Held(before.name, before.policy, before.asks, before.prompt, before.failed)
+        if not held.failed:
+            self._observe(req_id, first)
+
+    def _observe(self, req_id: str, first: int) -> None:
+        """From now on gather what the request's policy reads."""
+        held = self.requests[req_id]
+        asks = held.asks
+        self.gather.begin(req_id, asks, held.prompt)
+        if self.summaries is not None and asks.summaries:
+            self.summaries.begin(req_id, asks.text_window, asks.summarised)
+        window = max(asks.query_window, FOLD if asks.gathers and asks.observes == "all" else 0)
         if window:
             self.queries.seat(req_id, window, first)
 
+    def _ask(self, req_id: str, doing: str, work: Callable[[], None]) -> None:
+        """What involves the policy of one request. If it goes wrong, here or on another worker, that request fails."""
+        error = self._agreement.reached(work)
+        if error is None:
+            return
+        held = self.requests[req_id]
+        held.failed = True
+        self._forget(req_id)
+        fault = PolicyFault(held.name, doing, str(error) if isinstance(error, Apart) else error)
+        logger.error("%s", fault, exc_info=error)
+        self.feedback.errors[req_id] = str(fault)
+
     def end(self, req_id: str) -> None:
         self.requests.pop(req_id, None)
+        self._forget(req_id)
+
+    def _forget(self, req_id: str) -> None:
         self.gather.end(req_id)
         self.queries.leave(req_id)
         if self.summaries is not None:
@@ -86,26 +135,34 @@ class Compactor:
     def undivided(self, req_id: str, logical: int) -> bool:
         """Whether this request's prompt is complete with `logical` tokens and `divide` is to be called."""
         held = self.requests[req_id]
-        return logical >= held.prompt and not held.divided and (held.policy.own_shares or self.probe is not None)
+        return logical >= held.prompt and not held.divided and (held.asks.own_shares or self.probe is not None)
 
     def divide(self, caches: Sequence[Cache]) -> None:
         """The prompt of a request is complete: work out what share of the budget each layer gets."""
+        req_id = caches[0].req_id
+        self.requests[req_id].divided = True
+        self._ask(req_id, "it was dividing the budget among the layers", partial(self._divide, caches))
+
+    def _divide(self, caches: Sequence[Cache]) -> None:
         req_id, logical = caches[0].req_id, caches[0].logical
         held = self.requests[req_id]
-        held.divided = True
         views = [self._views.of(cache, held, layer, {}) for cache in caches for layer in self.layers[cache.group]]
         if self.probe is not None:
             self.probe.sample(views, self.gather.requests[req_id])
-        if held.policy.own_shares:
+        if held.asks.own_shares:
             keep = min(held.policy.target(logical, held.prompt), logical)
-            shares = held.policy.own_shares_of(views, keep)
+            shares = shared(held.policy.own_shares_of(views, keep), len(views), keep)
             self.feedback.weights[req_id] = [share / keep for share in shares]
 
     def count_waiting(self, caches: Sequence[Cache]) -> None:
         """Count the queries that wait in a request's rings before they are overwritten: looking at a layer does."""
-        for cache in caches:
-            for layer in self.layers[cache.group]:
-                self._views.of(cache, self.requests[cache.req_id], layer, {})
+        req_id = caches[0].req_id
+        try:
+            for cache in caches:
+                for layer in self.layers[cache.group]:
+                    self._views.of(cache, self.requests[req_id], layer, {})
+        except Exception as error:  # said when the policy next looks at it
+            self.gather.requests[req_id].error = error
 
     # -- plans ---------------------------------------------------------------------------------------
 
@@ -122,16 +179,22 @@ class Compactor:
 
     def run(self, plans: Sequence[Plan]) -> None:
         """Execute all plans of one request for the coming step; raises KeyError for an unknown request."""
+        req_id = plans[0].req_id
+        held = self.requests[req_id]
+        if not held.failed:
+            self._ask(req_id, "it was choosing what stays", partial(self._compact, held, plans))
+        # Also if it failed: the blocks are the new ones, which no other request can read.
+        for plan in plans:
+            held.offset[plan.group] = plan.logical - plan.keep
+
+    def _compact(self, held: Held, plans: Sequence[Plan]) -> None:
         started = time.perf_counter()
-        held = self.requests[plans[0].req_id]
         steps = [step for plan in plans for step in self._steps(plan)]
         views = LazyViews([partial(self._view, step, held) for step in steps])
         choices = held.policy.choose(views, [step.plan.keep for step in steps])
         merged = 0
         for i, (step, choice) in enumerate(zip(steps, choices, strict=True)):
             merged += self._apply(step, held, views[i], choice)
-        for plan in plans:
-            held.offset[plan.group] = plan.logical - plan.keep
         if merged and not plans[0].again:
             self.feedback.merged[plans[0].req_id] = merged / self._num_layers
         self.feedback.add(held.policy.name, time.perf_counter() - started)
@@ -148,7 +211,7 @@ class Compactor:
 
     def _apply(self, step: _Step, held: Held, view: LayerView, choice: Tensor | Merged) -> int:
         """Move what stays to its new slots and remember it; the number of tokens that were merged."""
-        choice = choice if isinstance(choice, Merged) else Merged(choice, None, None, 0)
+        choice = checked(choice, self._room(step))
         self._move(step, choice)
         stay = choice.slots
         held.layers[step.layer.index] = LayerMemory(
@@ -164,6 +227,15 @@ class Compactor:
             kept = held.layers[step.layer.index].positions.cpu()
             self.selections.append(Selection(step.plan.req_id, step.layer.index, step.plan.logical, kept))
         return choice.merged
+
+    def _room(self, step: _Step) -> Room:
+        """What the choice for one layer has to fit."""
+        none = torch.empty(step.layer.num_kv_heads, 0, dtype=torch.long, device=self._device)
+        sizes = [
+            (step.read[name] if name in step.read else tokens.pick(step.src, none)).shape[-1]
+            for name, tokens in step.layer.slots._asdict().items()
+        ]
+        return Room(step.layer.num_kv_heads, step.plan.held, step.plan.keep, *sizes)
 
     def _move(self, step: _Step, choice: Merged) -> None:
         skip = self._undisturbed(step, choice)

@@ -15,12 +15,13 @@ class Feedback:
     seconds: dict[str, list[float]] = field(default_factory=dict)  # of each compaction, by policy
     merged: dict[str, float] = field(default_factory=dict)  # by request: tokens that went into others, mean of layers
     weights: dict[str, list[float]] = field(default_factory=dict)  # by request: each layer's share, mean 1
+    errors: dict[str, str] = field(default_factory=dict)  # by request: what its policy did wrong, which ends it
 
     def add(self, policy: str, seconds: float) -> None:
         self.seconds.setdefault(policy, []).append(seconds)
 
     def __bool__(self) -> bool:
-        return bool(self.seconds or self.merged or self.weights)
+        return bool(self.seconds or self.merged or self.weights or self.errors)
 
 
 def attached(output: Any, feedback: Feedback | None) -> Any:

@@ -9,17 +9,20 @@ from vllm.sampling_params import SamplingParams
 
 from kvserve import request as wire
 from kvserve.admission import fitting
-from kvserve.errors import PolicyError
+from kvserve.errors import PolicyError, PolicyFault, blaming
 from kvserve.facts import facts_of as facts
+from kvserve.failed import PolicyFailed
 from kvserve.options import KVOptions, switched_on
 from kvserve.policy import Facts, Policy
 from kvserve.registry import get
 from kvserve.salts import salted
 
+CHECKING = "its request was being checked"
+
 __all__ = ["check", "defaults", "effective", "facts", "observers", "wrap"]
 
-observers: list[Callable[[PolicyError], None]] = []
-"""Called with each refusal, before it becomes an HTTP 400."""
+observers: list[Callable[[PolicyError | PolicyFault], None]] = []
+"""Called with each refusal before it becomes an HTTP 400, and with each fault of a policy before it becomes a 500."""
 
 defaults: dict[str, str] = {}
 """What the sampling parameters of a request with a policy carry besides, where they do not say otherwise."""
@@ -43,6 +46,11 @@ def check(policy: Policy | None, prompt: int, params: SamplingParams, vllm_confi
     """Refuse what can never be served; bound max_tokens by what the pool can hold for one request."""
     known = facts(vllm_config)
     policy = policy or get("full")()
+    with blaming(policy.name, CHECKING):
+        _check(policy, prompt, params, known)
+
+
+def _check(policy: Policy, prompt: int, params: SamplingParams, known: Facts) -> None:
     policy.check(known)
     policy = policy.settled(known)
     _refuse_prompt_logprobs(policy, params)
@@ -91,9 +99,11 @@ def wrap(process_inputs: Callable[..., Any]) -> Callable[..., Any]:
             if request.sampling_params is not None and switched_on(self.vllm_config):
                 _settle(request, policy, self.vllm_config)
             return request
-        except PolicyError as error:
+        except (PolicyError, PolicyFault) as error:
             for observer in observers:
                 observer(error)
+            if isinstance(error, PolicyFault):
+                raise PolicyFailed(str(error)) from error
             raise VLLMValidationError(str(error), parameter=error.param) from None
 
     checked.kv_wrapped = True  # type: ignore[attr-defined]
@@ -108,6 +118,9 @@ def _settle(request: Any, policy: Policy | None, vllm_config: Any) -> None:
     _refuse_pictures(policy, bool(request.mm_features), facts(vllm_config))
     tokens = request.prompt_token_ids if request.prompt_token_ids is not None else request.prompt_embeds
     check(policy, len(tokens), params, vllm_config)
+    salt = None
     if policy is not None:
-        params.extra_args = {**defaults, **(params.extra_args or {}), wire.KEY: wire.dump(policy)}
-    request.cache_salt = salted(request.cache_salt, policy.salt if policy is not None else None)
+        with blaming(policy.name, CHECKING):
+            params.extra_args = {**defaults, **(params.extra_args or {}), wire.KEY: wire.dump(policy)}
+            salt = policy.salt
+    request.cache_salt = salted(request.cache_salt, salt)

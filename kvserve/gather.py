@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kvserve.asks import Asks
 from kvserve.held import Cache
 from kvserve.mass import column_sums
-from kvserve.policy import Policy
 from kvserve.queries import QueryRings, Span
 from kvserve.rope import Rope
 from kvserve.slots import Slots
@@ -58,10 +58,11 @@ class Sums:
 class Gathered:
     """A request that gathers evidence."""
 
-    policy: Policy
+    asks: Asks
     names: tuple[str, ...]
     prompt: int
     layers: dict[int, Sums] = field(default_factory=dict)
+    error: Exception | None = None  # why nothing more is counted; raised when the evidence is looked at
 
 
 class Gatherer:
@@ -80,9 +81,9 @@ class Gatherer:
 
     # -- a request -----------------------------------------------------------------------------------
 
-    def begin(self, req_id: str, policy: Policy, prompt: int) -> None:
-        if policy.gathers:
-            self.requests[req_id] = Gathered(policy, policy.gathers + self.extra, prompt)
+    def begin(self, req_id: str, asks: Asks, prompt: int) -> None:
+        if asks.gathers:
+            self.requests[req_id] = Gathered(asks, asks.gathers + self.extra, prompt)
 
     def end(self, req_id: str) -> None:
         self.requests.pop(req_id, None)
@@ -98,12 +99,12 @@ class Gatherer:
         known = self.requests.get(span.req_id)
         if known is None:
             return False
-        return span.position < known.prompt or (span.count > 1 and known.policy.observes == "all")
+        return span.position < known.prompt or (span.count > 1 and known.asks.observes == "all")
 
     def waiting(self, span: Span) -> bool:
         """Whether the ring would lose a query that is not counted yet when these tokens' are stored or counted."""
         known = self.requests.get(span.req_id)
-        if known is None or known.policy.observes != "all" or span.position <= known.prompt:
+        if known is None or known.asks.observes != "all" or span.position <= known.prompt:
             return False
         room = FOLD if span.count == 1 else 1  # several at once are counted as attention runs, in their order
         return any(span.position - sums.upto >= room for sums in known.layers.values())
@@ -111,19 +112,27 @@ class Gatherer:
     def after_attention(self, layer: Layer, query: Tensor) -> None:
         """Count the prompt queries of a step: query (tokens, Hq, D), post-RoPE; their keys are cached."""
         for span, caches in self._prompts:
-            known, cache = self.requests[span.req_id], caches[layer.group]
-            count = span.count
-            if known.policy.observes == "prompt":
-                count = min(count, known.prompt - span.position)
-            keys = layer.slots.keys.decode(layer.slots.keys.read(cache.blocks, cache.slots))
-            queries = query[span.row : span.row + count]
-            self._count(known, layer, queries, keys, span.position, cache.slots - span.count)
+            known = self.requests[span.req_id]
+            if known.error is not None:
+                continue
+            try:
+                self._count_prompt(known, layer, query, span, caches[layer.group])
+            except Exception as error:  # this request's, and no other's
+                known.error = error
+
+    def _count_prompt(self, known: Gathered, layer: Layer, query: Tensor, span: Span, cache: Cache) -> None:
+        count = span.count
+        if known.asks.observes == "prompt":
+            count = min(count, known.prompt - span.position)
+        keys = layer.slots.keys.decode(layer.slots.keys.read(cache.blocks, cache.slots))
+        queries = query[span.row : span.row + count]
+        self._count(known, layer, queries, keys, span.position, cache.slots - span.count)
 
     def catch_up(self, req_id: str, layer: Layer, logical: int, view: LayerView) -> None:
         """Count the generated tokens' queries that wait in the ring; `view` has the keys of all slots held."""
         known = self.requests[req_id]
         upto = known.layers[layer.index].upto
-        if known.policy.observes == "prompt" or upto >= logical:
+        if known.asks.observes == "prompt" or upto >= logical:
             return
         keys = view.keys
         queries, at = self._queries.last(req_id, layer.index, logical)
@@ -139,7 +148,7 @@ class Gatherer:
         sums = known.layers.setdefault(layer.index, Sums())
         sums.upto = position + len(queries)
         if "mass" in known.names:
-            every = known.policy.mass_every if position < known.prompt else 1
+            every = known.asks.mass_every if position < known.prompt else 1
             skip = -position % every
             some = queries[skip::every]
             if len(some):

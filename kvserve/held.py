@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from kvserve.asks import Asks
 from kvserve.policy import Policy
 
 
@@ -22,8 +23,11 @@ class LayerMemory:
 class Held:
     """A request with a compressing policy, as this worker knows it."""
 
-    policy: Policy
-    prompt: int  # tokens
+    name: str  # of its policy
+    policy: Policy = field(default_factory=Policy)
+    asks: Asks = field(default_factory=Asks)
+    prompt: int = 0  # tokens
+    failed: bool = False  # its policy has, on this worker and all others: it is about to be ended
     offset: dict[int, int] = field(default_factory=dict)  # group -> logical - physical
     layers: dict[int, LayerMemory] = field(default_factory=dict)
     divided: bool = False  # whether the budget has been divided among the layers

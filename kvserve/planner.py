@@ -6,9 +6,12 @@ from typing import NamedTuple
 from vllm.v1.request import Request
 
 from kvserve.accounts import Accounts
+from kvserve.faults import Faults
 from kvserve.plan import Plan
 from kvserve.rounds import Round
 from kvserve.tracked import Tracked
+
+PLANNING = "its compactions were being planned"
 
 
 class _Candidate(NamedTuple):
@@ -17,13 +20,7 @@ class _Candidate(NamedTuple):
     request: Request
     known: Tracked
     physical: int
-
-    @property
-    def excess(self) -> int:
-        """Tokens held over the target of its policy."""
-        request = self.request
-        policy = self.known.policy
-        return self.physical - policy.target(request.num_computed_tokens, policy.prompt_of(request.num_prompt_tokens))
+    excess: int = 0  # tokens over the target of its policy, if that matters
 
 
 class Compaction(NamedTuple):
@@ -38,8 +35,9 @@ class Compaction(NamedTuple):
 class Planner:
     """Turns due compactions into plans; the blocks that they free are free when it returns."""
 
-    def __init__(self, accounts: Accounts, step_tokens: int) -> None:
+    def __init__(self, accounts: Accounts, step_tokens: int, faults: Faults) -> None:
         self._accounts = accounts
+        self._faults = faults
         self._step_tokens = step_tokens  # vLLM schedules at most this many tokens per step
 
     def plans(self, running: Sequence[Request], tracked: Mapping[str, Tracked]) -> list[Compaction]:
@@ -50,19 +48,24 @@ class Planner:
             known = tracked.get(request.request_id)
             if known is None or request.num_computed_tokens == 0:
                 continue
-            logical = request.num_computed_tokens
-            candidate = _Candidate(request, known, round(self._accounts.mean_physical(request.request_id, logical)))
-            if logical <= known.rounds.redo:
-                made += self._repeat(candidate)
-                continue
-            keep = known.due(logical, candidate.physical, request.num_prompt_tokens)
-            if keep is not None:
-                made += self._compact(candidate, keep)
-            elif known.policy.when == "pressure" and not request.is_prefill_chunk:
-                relief.append(candidate)
+            with self._faults.guard(request, PLANNING):
+                made += self._due(request, known, relief)
         if relief:
             made += self._relieve(running, relief)
         return made
+
+    def _due(self, request: Request, known: Tracked, relief: list[_Candidate]) -> list[Compaction]:
+        """What is due of one request; if nothing is, and it would help others, it joins `relief`."""
+        logical, prompt = request.num_computed_tokens, request.num_prompt_tokens
+        candidate = _Candidate(request, known, round(self._accounts.mean_physical(request.request_id, logical)))
+        if logical <= known.rounds.redo:
+            return self._repeat(candidate)
+        keep = known.due(logical, candidate.physical, prompt)
+        if keep is not None:
+            return self._compact(candidate, keep)
+        if known.policy.when == "pressure" and not request.is_prefill_chunk:
+            relief.append(candidate._replace(excess=known.excess(logical, candidate.physical, prompt)))
+        return []
 
     def _relieve(self, running: Sequence[Request], candidates: list[_Candidate]) -> list[Compaction]:
         """Compact those who allow it under pressure, largest excess first, until the coming step fits."""
@@ -73,7 +76,9 @@ class Planner:
         for candidate in sorted(candidates, key=lambda c: c.excess, reverse=True):
             if candidate.excess <= 0:
                 break
-            made = self._compact(candidate, candidate.physical - candidate.excess)
+            made: list[Compaction] = []
+            with self._faults.guard(candidate.request, PLANNING):
+                made = self._compact(candidate, candidate.physical - candidate.excess)
             if made:
                 relief += made
                 self._accounts.relieved(candidate.known)

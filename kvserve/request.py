@@ -6,11 +6,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from kvserve import registry
-from kvserve.errors import PolicyError
+from kvserve.errors import PolicyError, blaming
 from kvserve.policy import Policy
 
 KEY = "kv_policy"  # in SamplingParams.extra_args: canonical JSON of the policy
 CALL = "kv_call"  # in SamplingParams.extra_args: id under which the API process files the outcome
+ERROR = "error"  # in the record that travels back: what the policy did wrong, which ended the request
 CANARY = "kv_canary"  # in SamplingParams.extra_args, never from a client: see `kvserve.replay`
 
 
@@ -24,11 +25,11 @@ def parse(value: Any) -> Policy:
     if not isinstance(name, str):
         raise PolicyError(f"kv_policy needs a 'name' (a string), got {name!r}", param="kv_policy.name")
     cls = registry.get(name)
-    try:
-        policy = cls(**fields)
-    except ValidationError as error:
-        raise _explained(cls, error) from None
-    return policy
+    with blaming(cls.name, "its parameters were being read"):
+        try:
+            return cls(**fields)
+        except ValidationError as error:
+            raise _explained(cls, error) from None
 
 
 def dump(policy: Policy) -> str:
@@ -41,6 +42,14 @@ def compressing(extra_args: dict[str, Any] | None) -> Policy | None:
     value = (extra_args or {}).get(KEY)
     policy = None if value is None else parse(value)
     return policy if policy is not None and policy.compresses else None
+
+
+def policy_name(extra_args: dict[str, Any] | None) -> str:
+    """What a request's policy is called, also if it cannot be made."""
+    try:
+        return str(_fields((extra_args or {})[KEY])["name"])
+    except (KeyError, PolicyError):
+        return "unknown"
 
 
 def judged_from(extra_args: dict[str, Any] | None) -> int | None:

@@ -18,6 +18,7 @@ from kvserve.gather import Layer, Prompt
 from kvserve.held import Cache
 from kvserve.lengths import GroupLengths, shift_slots
 from kvserve.options import KVOptions
+from kvserve.policy import Policy
 from kvserve.queries import QueryRings, Span
 from kvserve.rope import Rope
 from kvserve.spec import compressible, tagged
@@ -104,16 +105,21 @@ class KVRunner:
 
     def _kv_begin_requests(self, kv: Compactor, scheduler_output: SchedulerOutput) -> None:
         for new in scheduler_output.scheduled_new_reqs:
-            policy = wire.compressing(new.sampling_params.extra_args if new.sampling_params else None)
-            if policy is not None:
-                prompt = policy.prompt_of(self.requests[new.req_id].num_prompt_tokens)  # type: ignore[attr-defined]
-                kv.begin(new.req_id, policy.settled(self._kv_facts), new.num_computed_tokens, prompt)
+            extra_args = (new.sampling_params.extra_args if new.sampling_params else None) or {}
+            if wire.KEY in extra_args:
+                make = partial(self._kv_policy, extra_args, new.req_id)
+                kv.begin(new.req_id, wire.policy_name(extra_args), make, new.num_computed_tokens)
         cached = scheduler_output.scheduled_cached_reqs
         if not cached.resumed_req_ids:
             return
         for req_id, computed in zip(cached.req_ids, cached.num_computed_tokens, strict=True):
             if req_id in cached.resumed_req_ids and req_id in kv.requests:
-                kv.begin(req_id, kv.requests[req_id].policy, computed, kv.requests[req_id].prompt)
+                kv.restart(req_id, computed)
+
+    def _kv_policy(self, extra_args: dict[str, Any], req_id: str) -> tuple[Policy, int]:
+        """A request's policy, and how many of its tokens count as prompt."""
+        policy = wire.parse(extra_args[wire.KEY]).settled(self._kv_facts)
+        return policy, policy.prompt_of(self.requests[req_id].num_prompt_tokens)  # type: ignore[attr-defined]
 
     def _kv_begin_step(self, kv: Compactor, scheduler_output: SchedulerOutput) -> None:
         if not kv.requests:

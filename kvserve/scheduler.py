@@ -13,12 +13,14 @@ from vllm.v1.request import Request
 from kvserve import request as wire
 from kvserve.accounts import Accounts
 from kvserve.admission import whole_prefill
+from kvserve.asks import whole
 from kvserve.blocks import publish_if
+from kvserve.faults import Faults
 from kvserve.feedback import taken
 from kvserve.guard import refuse_unsupported
 from kvserve.options import KVOptions
 from kvserve.plan import KVSchedulerOutput, Plan
-from kvserve.planner import Planner
+from kvserve.planner import PLANNING, Planner
 from kvserve.replay import CHUNK
 from kvserve.stats import Outcome
 from kvserve.tracked import Tracked
@@ -36,7 +38,8 @@ class _Compressing:
         publish_if(self.kv_cache_manager.coordinator, self._kv_exact)  # type: ignore[attr-defined]
         if (default := KVOptions.of(self.vllm_config).policy) is not None:  # type: ignore[attr-defined]
             wire.parse(default).check(self.kv.facts)  # better no server than one that refuses every request
-        self.kv_planner = Planner(self.kv, self.max_num_scheduled_tokens)  # type: ignore[attr-defined]
+        self.kv_faults = Faults()
+        self.kv_planner = Planner(self.kv, self.max_num_scheduled_tokens, self.kv_faults)  # type: ignore[attr-defined]
 
     # -- a request comes in --------------------------------------------------------------------------
 
@@ -44,21 +47,22 @@ class _Compressing:
         params = request.sampling_params
         if (judged := wire.judged_from(params.extra_args if params else None)) is not None:
             self._kv_admit_canary(request, judged)
-        tracked = Tracked.of(params.extra_args if params else None, self.kv.facts)
-        if tracked is not None and request.request_id not in self.kv_requests:
-            self.kv_requests[request.request_id] = tracked
-            self._kv_admit(request, tracked)
+        with self.kv_faults.guard(request, "it was being admitted"):
+            tracked = Tracked.of(params.extra_args if params else None, self.kv.facts)
+            if tracked is not None and request.request_id not in self.kv_requests:
+                self.kv_requests[request.request_id] = tracked
+                self._kv_admit(request, tracked)
         super().add_request(request)  # type: ignore[misc]
 
     def _kv_admit(self, request: Request, tracked: Tracked) -> None:
         """Choose how the prompt is compacted and tell the managers how much it can hold at most."""
         facts, policy, tokens = self.kv.facts, tracked.policy, request.num_tokens
-        read = policy.prompt_of(tokens)
+        read = tracked.prompt_of(tokens)
         tracked.whole = whole_prefill(policy, read, facts)
         if read < tokens:
-            self._kv_cap(request, policy.peak(read, tokens - read, facts.chunk, tracked.whole))
+            self._kv_cap(request, whole("peak", policy.peak(read, tokens - read, facts.chunk, tracked.whole), 1))
         elif not tracked.whole:
-            self._kv_cap(request, policy.chunked_peak(tokens, facts.chunk))
+            self._kv_cap(request, whole("chunked_peak", policy.chunked_peak(tokens, facts.chunk), 1))
 
     def _kv_readmit(self, request: Request, tracked: Tracked) -> None:
         """After a preemption it is compacted where it was before, so it need not find room for all its tokens."""
@@ -107,8 +111,9 @@ class _Compressing:
         if (judged := self.kv_canaries.get(request.request_id)) is not None:
             return judged - 1  # the last token of the prompt speaks of the first one of the answer
         if (tracked := self.kv_requests.get(request.request_id)) is not None:
-            least = max(tracked.queries_seen, 1)  # a prompt is compacted before the step after the one that ends it
-            return int(max(0, tracked.first_round(request.num_tokens) - least))
+            with self.kv_faults.guard(request, "its prompt was being read"):
+                least = max(tracked.queries_seen, 1)  # a prompt is compacted before the step after the one that ends it
+                return int(max(0, tracked.first_round(request.num_tokens) - least))
         return int(request.num_tokens)
 
     def _reserve_prefill_lookahead(self, request: Request, num_computed_tokens: int, num_new_tokens: int) -> int:
@@ -119,13 +124,16 @@ class _Compressing:
         tracked = self.kv_requests.get(request.request_id)
         if tracked is None or (tracked.policy.at is None and not tracked.rounds.restarted):
             return new
-        physical = round(self.kv.mean_physical(request.request_id, num_computed_tokens))
-        return tracked.chunk(num_computed_tokens, physical, request.num_prompt_tokens, new)
+        with self.kv_faults.guard(request, PLANNING):
+            physical = round(self.kv.mean_physical(request.request_id, num_computed_tokens))
+            return tracked.chunk(num_computed_tokens, physical, request.num_prompt_tokens, new)
+        return new
 
     # -- a step --------------------------------------------------------------------------------------
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         made = self.kv_planner.plans(self.running, self.kv_requests) if self.kv_requests else []  # type: ignore[attr-defined]
+        self.kv_faults.end(self)
         output: SchedulerOutput = super().schedule(*args, **kwargs)  # type: ignore[misc]
         if not made:
             return output
@@ -148,10 +156,13 @@ class _Compressing:
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput) -> Any:
         if (feedback := taken(model_runner_output)) is not None:
             self.kv.measured(feedback, self.kv_requests)
+            self.kv_faults.heard(feedback.errors)
+        self.kv_faults.end(self)  # what the step made of them does not count
         result = super().update_from_output(scheduler_output, model_runner_output)  # type: ignore[misc]
         if self.kv_requests:
             for client in result.values():
                 self._kv_report_early(client.outputs)
+        self.kv_faults.tell(result)
         return result
 
     def _kv_report_early(self, outputs: list[Any]) -> None:
@@ -165,6 +176,11 @@ class _Compressing:
                 output.kv_transfer_params = _record(tracked, self.kv.outcome(request, tracked))
 
     # -- it ends -------------------------------------------------------------------------------------
+
+    def kv_record(self, request: Request) -> dict[str, Any]:
+        """What there is to say about a request with a policy, while it still holds its blocks."""
+        tracked = self.kv_requests.get(request.request_id)
+        return {} if tracked is None else _record(tracked, self.kv.outcome(request, tracked))["kvserve"]
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         tracked = self.kv_requests.pop(request.request_id, None)

@@ -51,6 +51,7 @@ class PolicyTotals:
     merged: float = 0.0
     blocks_freed: int = 0
     pressure_compactions: int = 0
+    errors: int = 0
     seconds: Histogram = field(default_factory=lambda: Histogram.over(SECONDS))
     kept: Histogram = field(default_factory=lambda: Histogram.over(SHARES))
 

@@ -26,8 +26,10 @@ class Views:
         head_offset: int,
         device: torch.device,
         summaries: SummaryMaker | None = None,
+        mean: Callable[[Tensor], Tensor] = lambda values: values,
     ) -> None:
         self._queries, self._gather = queries, gather
+        self._mean = mean  # over the workers
         self._summaries = summaries
         self._num_layers, self._head_offset, self._device = num_layers, head_offset, device
 
@@ -57,7 +59,7 @@ class Views:
             prompt=held.prompt,
             rope=layer.rope,
             calibration=layer.calibration,
-            mean_over_workers=mean_over_workers,
+            mean_over_workers=self._mean,
             summaries=partial(self._summaries.of, cache.req_id, layer) if self._summaries is not None else None,
         )
         self._with_evidence(view, cache, held, layer)
@@ -67,7 +69,9 @@ class Views:
         """Add what was gathered, the queries of generated tokens up to now included."""
         if cache.req_id not in self._gather.requests:
             return
-        if held.policy.observes == "all":
+        if (error := self._gather.requests[cache.req_id].error) is not None:
+            raise error
+        if held.asks.observes == "all":
             self._gather.catch_up(cache.req_id, layer, cache.logical, view)
         view.mass = self._gather.mass(cache.req_id, layer.index, cache.slots)
         view.moments = self._gather.requests[cache.req_id].layers[layer.index].moments
@@ -98,14 +102,6 @@ class LazyViews(Sequence[LayerView]):
         if index not in self._made:
             self._made[index] = self._makers[index]()
         return self._made[index]
-
-
-def mean_over_workers(values: Tensor) -> Tensor:
-    """The mean over the workers among which tensor parallelism splits the heads; all of them must call it."""
-    from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_reduce
-
-    size = get_tensor_model_parallel_world_size()
-    return values if size == 1 else tensor_model_parallel_all_reduce(values.contiguous()) / size
 
 
 def _padded(state: dict[str, Tensor], slots: int) -> dict[str, Tensor]:

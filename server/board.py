@@ -4,14 +4,14 @@ from collections import Counter
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
-from kvserve.errors import PolicyError
+from kvserve.errors import PolicyError, PolicyFault
 from kvserve.stats import EngineTotals, Histogram, PolicyTotals
 from server.canary import Findings
 from server.shared import Shared
 
 REASONS = ("unknown_policy", "bad_parameter", "unsupported", "too_long")
 
-_refused: ContextVar[list[PolicyError] | None] = ContextVar("kvserve_refused", default=None)
+_refused: ContextVar[list[PolicyError | PolicyFault] | None] = ContextVar("kvserve_refused", default=None)
 """Refusals of the HTTP request being served. A list, so that the tasks that vLLM starts share it."""
 
 
@@ -60,6 +60,7 @@ class Board:
         self._shared: Shared | None = None
         self._engines: dict[int, dict[str, Any]] = {}  # the newest snapshot that this process was sent
         self._rejections: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
+        self._faults: Counter[str] = Counter()  # by policy: found in this process, before the engine was asked
 
     def serves(self, vllm_config: Any, switched_on: bool) -> None:
         """Which model the numbers are of, whether it is one that can have any, and who else counts."""
@@ -81,33 +82,39 @@ class Board:
         """A new HTTP request: its refusals count once, however many sequences it has."""
         _refused.set([])
 
-    def reject(self, error: PolicyError) -> None:
-        """Count a refusal; also the observer that the engine's front end calls."""
+    def reject(self, error: PolicyError | PolicyFault) -> None:
+        """Count a refusal, or a fault of a policy; also the observer that the engine's front end calls."""
         seen = _refused.get()
         if seen:
             return
         if seen is not None:
             seen.append(error)
-        self._rejections[error.reason] += 1
+        if isinstance(error, PolicyFault):
+            self._faults[error.policy] += 1
+        else:
+            self._rejections[error.reason] += 1
         self._publish()
 
     # -- all processes together -----------------------------------------------------------------------
 
     def _publish(self) -> None:
         if self._shared is not None:
-            self._shared.publish({"engines": self._engines, "rejections": self._rejections})
+            self._shared.publish({"engines": self._engines, "rejections": self._rejections, "faults": self._faults})
 
     def view(self) -> View:
         """Of each engine the newest snapshot that any process was sent; of each process its own refusals."""
-        engines, rejections = self._engines.copy(), self._rejections.copy()
+        engines, rejections, faults = self._engines.copy(), self._rejections.copy(), self._faults.copy()
         for other in self._shared.others() if self._shared is not None else ():
             rejections.update(other["rejections"])
+            faults.update(other["faults"])
             for index, snapshot in other["engines"].items():
                 if int(index) not in engines or snapshot["at"] > engines[int(index)]["at"]:
                     engines[int(index)] = snapshot
         totals = EngineTotals()
         for index in sorted(engines):
             totals = _sum(totals, totals_of(engines[index]))
+        for policy, count in faults.items():
+            totals.of(policy).errors += count
         return View(totals, bool(engines), dict(rejections))
 
 

@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from kvserve import registry
+from kvserve.errors import PolicyFault, blaming
 from kvserve.policy import Policy
 from server.choice import Choice
 
@@ -36,7 +37,7 @@ class PolicyList(BaseModel):
 def card(name: str, choice: Choice | None = None) -> PolicyCard:
     """The card of an installed policy; raises PolicyError for another name."""
     cls = registry.get(name)
-    refusal = choice.refusal(cls.model_validate({})) if choice is not None else None
+    refusal = _refusal(cls, choice) if choice is not None else None
     return PolicyCard(
         name=cls.name,
         idea=_idea(cls),
@@ -48,6 +49,15 @@ def card(name: str, choice: Choice | None = None) -> PolicyCard:
         supported=None if choice is None else refusal is None,
         reason=str(refusal) if refusal else None,
     )
+
+
+def _refusal(cls: type[Policy], choice: Choice) -> Exception | None:
+    """Why this server cannot run the policy; one that fails when it is asked is shown as it is."""
+    try:
+        with blaming(cls.name, "it was being shown"):
+            return choice.refusal(cls.model_validate({}))
+    except PolicyFault as fault:
+        return fault
 
 
 def cards(choice: Choice | None = None) -> PolicyList:

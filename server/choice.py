@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvserve import request as wire
-from kvserve.errors import PolicyError
+from kvserve.errors import PolicyError, blaming
 from kvserve.options import KVOptions
 from kvserve.policy import Facts, Policy
 
@@ -49,7 +49,8 @@ class Choice:
         if self._facts is None:
             return PolicyError(f"kv_policy {policy.name!r}: {SWITCHED_OFF}", reason="unsupported")
         try:
-            policy.check(self._facts)
+            with blaming(policy.name, "its request was being checked"):
+                policy.check(self._facts)
         except PolicyError as error:
             return error
         return None

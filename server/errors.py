@@ -1,17 +1,42 @@
-"""Refusals in OpenAI's error body, made by vLLM's own function so that they look like its others."""
+"""Refusals and faults in OpenAI's error body, made by vLLM's own function so that they look like its others."""
 
 from http import HTTPStatus
 
+from fastapi import FastAPI
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 
-from kvserve.errors import PolicyError
+from kvserve.errors import PolicyError, PolicyFault
+from kvserve.failed import PolicyFailed
+from server.board import board
 
 
 def refused(error: PolicyError) -> JSONResponse:
     """HTTP 400 with `error.param` naming the field."""
     body = create_error_response(str(error), param=error.param)
     return JSONResponse(body.model_dump(), status_code=HTTPStatus.BAD_REQUEST)
+
+
+def failed(message: str) -> JSONResponse:
+    """HTTP 500: a policy's own code has ended the request."""
+    status = HTTPStatus.INTERNAL_SERVER_ERROR
+    body = create_error_response(message, "InternalServerError", status, "kv_policy")
+    return JSONResponse(body.model_dump(), status_code=status)
+
+
+def handle(app: FastAPI) -> None:
+    """From now on a policy's fault is answered in this way on every route."""
+
+    async def found_here(raw_request: Request, fault: Exception) -> JSONResponse:
+        board.reject(fault)  # type: ignore[arg-type]
+        return failed(str(fault))
+
+    async def found_elsewhere(raw_request: Request, fault: Exception) -> JSONResponse:
+        return failed(str(fault))
+
+    app.exception_handler(PolicyFault)(found_here)
+    app.exception_handler(PolicyFailed)(found_elsewhere)  # by the engine and its front end, which have counted it
 
 
 def unknown(error: PolicyError, param: str) -> JSONResponse:

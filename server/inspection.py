@@ -24,6 +24,7 @@ class PolicyStats(BaseModel):
     tokens_merged: float = Field(description="Per layer, mean over layers")
     blocks_freed: int
     pressure_compactions: int
+    errors: int = Field(description="Requests that the policy's own code ended with an error")
     compaction_seconds: float = Field(description="Sum")
     kept_fraction: float | None = Field(description="Mean over finished requests; null if there is none")
 
@@ -67,6 +68,7 @@ def _policy_stats(totals: PolicyTotals) -> PolicyStats:
         tokens_merged=totals.merged,
         blocks_freed=totals.blocks_freed,
         pressure_compactions=totals.pressure_compactions,
+        errors=totals.errors,
         compaction_seconds=totals.seconds.total,
         kept_fraction=totals.kept.total / ended if ended else None,
     )

@@ -10,6 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 from kvserve import request as wire
+from server.failing import failing, tell
 
 RECORD = "kvserve"
 SUMMED = (
@@ -69,7 +70,8 @@ class Ledger:
         params = output.kv_transfer_params
         if params and RECORD in params:
             self.passing[output.request_id] = params[RECORD]
-            self.file(output.request_id, params[RECORD])
+            if wire.ERROR not in params[RECORD]:
+                self.file(output.request_id, params[RECORD])
             output.kv_transfer_params = {k: v for k, v in params.items() if k != RECORD} or None
 
     def watch(self, output_processor: Any) -> None:
@@ -82,7 +84,10 @@ class Ledger:
             self.passing.clear()
             for output in engine_core_outputs:
                 self.take(output)
-            return process(engine_core_outputs, *args, **kwargs)
+            failed = failing(output_processor, self.passing)
+            processed = process(engine_core_outputs, *args, **kwargs)
+            tell(output_processor, failed, processed)
+            return processed
 
         process_outputs.kvserve_ledger = self  # type: ignore[attr-defined]
         output_processor.process_outputs = process_outputs

@@ -42,6 +42,7 @@ COUNTERS = {
         "kvserve_pressure_compactions",
         "Compactions made because the pool ran out of blocks",
     ),
+    "errors": ("kvserve_policy_errors", "Requests that ended with an error because their policy's own code failed"),
 }
 HISTOGRAMS = {
     "seconds": ("kvserve_compaction_seconds", "Time that one compaction took on a worker, seconds", SECONDS),

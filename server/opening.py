@@ -10,7 +10,11 @@ from typing import Any
 
 from starlette.responses import JSONResponse, StreamingResponse
 
+from server.errors import failed
 from server.usage import event_data
+
+FAILED = "kv_policy '"
+"""How the message of a policy's fault begins; vLLM writes no `param` into streams."""
 
 PRELUDE = ("response.created", "response.in_progress")
 
@@ -22,12 +26,14 @@ def _prelude(chunk: Any) -> bool:
 
 
 def _refusal(chunk: Any) -> JSONResponse | None:
-    """The plain answer, if this chunk says that a policy was refused."""
+    """The plain answer, if this chunk says that a policy was refused, or has failed."""
     event = event_data(chunk) if isinstance(chunk, str) else None
     error = event.get("error") if isinstance(event, dict) else None
-    if isinstance(error, dict) and str(error.get("param") or "").startswith("kv_policy"):
+    if not isinstance(error, dict):
+        return None
+    if str(error.get("param") or "").startswith("kv_policy"):
         return JSONResponse({"error": error}, status_code=400)
-    return None
+    return failed(str(error["message"])) if str(error.get("message")).startswith(FAILED) else None
 
 
 async def _chained(head: list[Any], rest: AsyncIterator[Any]) -> AsyncIterator[Any]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from server import ending, generate, inspection, live, tap
+from server import ending, errors, generate, inspection, live, tap
 from server.elsewhere import Elsewhere
 from server.service import Service
 
@@ -24,6 +24,7 @@ class KVEndpoints:
         generate.attach(app)
         inspection.attach(app)
         live.attach(app)
+        errors.handle(app)
         app.add_middleware(Elsewhere)
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:

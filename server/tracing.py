@@ -36,7 +36,7 @@ class CacheAttributes(SpanProcessor):
     def on_start(self, span: Any, parent_context: Any = None) -> None:
         record = _ending.get()
         if record is not None:
-            span.set_attributes({PREFIX + name: record[name] for name in ATTRIBUTES})
+            span.set_attributes({PREFIX + name: record[name] for name in ATTRIBUTES if name in record})
 
 
 def attach(output_processor: Any, ledger: Ledger) -> None:

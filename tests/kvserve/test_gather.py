@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 import pytest
 import torch
 
+from kvserve.asks import Asks
 from kvserve.gather import FOLD, Gatherer, Layer, Prompt
 from kvserve.held import Cache
 from kvserve.policy import LayerView, Policy
@@ -41,7 +42,7 @@ class World:
         self.layer = Layer(0, 0, Slots(tokens, tokens), H, 0.3, rope)
         self.rings = QueryRings(CPU)
         self.gather = Gatherer(self.rings)
-        self.gather.begin("r", policy or Watching(), prompt)
+        self.gather.begin("r", Asks.of(policy or Watching()), prompt)
         self.rings.seat("r", FOLD, 0)
 
     def step(self, position, count):

@@ -1,0 +1,169 @@
+"""A plug-in that goes wrong: in the method, and at the call, that a request names."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field, model_validator
+
+from kvserve import registry
+from kvserve.policy import Facts, GathersMass, LayerView, Merged, Moment, ScoringPolicy
+
+CALLS: Counter[tuple[str, str]] = Counter()
+"""Calls in this process, by the request's `key` and method."""
+
+SCHEDULER = ("due", "target", "prompt_of", "peak", "chunked_peak", "shares")
+WORKER = ("select", "scores", "choose", "consumed", "own_shares_of", "mass_every", "query_window", "gathers")
+RETURNS = ("shape", "range", "repeated", "order", "dtype", "list", "missing", "scores_shape", "scores_nan", "merged",
+           "merged_shape", "merged_nan", "shares_length", "shares_nan")  # fmt: skip
+
+
+class Raising(GathersMass, ScoringPolicy):
+    """Keeps the tokens with the largest attention mass, until it fails."""
+
+    name: ClassVar[str] = "raising"
+    reads: ClassVar[tuple[str, ...]] = ("mass", "keys")
+
+    where: str = Field("", description="The method that raises, or what is wrong with what it returns")
+    after: int = Field(0, ge=0, description="Calls of it in a process that go well")
+    rank: int = Field(-1, description="The only tensor-parallel worker on which it fails; -1: all")
+    key: str = Field("", description="Requests with the same one count their calls together")
+
+    def _fails(self, where: str) -> bool:
+        if self.where != where or not self._here():
+            return False
+        CALLS[self.key, where] += 1
+        return CALLS[self.key, where] > self.after
+
+    def _here(self) -> bool:
+        if self.rank < 0:
+            return True
+        from vllm.distributed import get_tensor_model_parallel_rank, model_parallel_is_initialized
+
+        return model_parallel_is_initialized() and self.rank == get_tensor_model_parallel_rank()
+
+    def _maybe(self, where: str) -> None:
+        if self._fails(where):
+            raise RuntimeError(f"{where} is broken")
+
+    # -- API process, scheduler and workers -----------------------------------------------------------
+
+    @model_validator(mode="after")
+    def _made(self) -> "Raising":
+        self._maybe("validator")
+        return self
+
+    def check(self, facts: Facts) -> None:
+        self._maybe("check")
+
+    def settled(self, facts: Facts) -> "Raising":
+        self._maybe("settled")
+        return self
+
+    @property
+    def salt(self) -> str | None:
+        self._maybe("salt")
+        return None
+
+    def prompt_of(self, tokens: int) -> int:
+        self._maybe("prompt_of")
+        return super().prompt_of(tokens)
+
+    def peak(self, prompt: int, generate: int, chunk: int, whole: bool) -> int:
+        self._maybe("peak")
+        return super().peak(prompt, generate, chunk, whole)
+
+    def chunked_peak(self, prompt: int, chunk: int) -> int:
+        self._maybe("chunked_peak")
+        return super().chunked_peak(prompt, chunk)
+
+    def target(self, logical: int, prompt: int = 0) -> int:
+        self._maybe("target")
+        return super().target(logical, prompt)
+
+    def due(self, at: Moment) -> int | None:
+        self._maybe("due")
+        return "many" if self._fails("due_text") else super().due(at)  # type: ignore[return-value]
+
+    def shares(self, keep: int, num_layers: int, held: int) -> list[int] | None:
+        self._maybe("shares")
+        return [keep] if self._fails("shares_few") else None
+
+    @property
+    def query_window(self) -> int:
+        self._maybe("query_window")
+        return 0
+
+    @property
+    def gathers(self) -> tuple[str, ...]:
+        self._maybe("gathers")
+        return super().gathers
+
+    @property
+    def mass_every(self) -> int:
+        self._maybe("mass_every")
+        return super().mass_every
+
+    @property
+    def own_shares(self) -> bool:
+        self._maybe("own_shares")
+        return self.where in ("own_shares_of", "shares_length", "shares_nan")
+
+    # -- workers --------------------------------------------------------------------------------------
+
+    def own_shares_of(self, views: Any, keep: int) -> list[float]:
+        self._maybe("own_shares_of")
+        return (
+            [keep]
+            if self._fails("shares_length")
+            else [float("nan" if self._fails("shares_nan") else keep)] * len(views)
+        )
+
+    def scores(self, view: LayerView) -> torch.Tensor:
+        self._maybe("scores")
+        assert view.mass is not None
+        scores = view.over_heads(view.mass.sum(-1)).expand(view.num_heads, -1)
+        if self._fails("scores_shape"):
+            return scores[:, 1:]
+        return scores * torch.nan if self._fails("scores_nan") else scores
+
+    def select(self, view: LayerView, keep: int) -> Any:
+        self._maybe("select")
+        chosen = super().select(view, keep)
+        assert isinstance(chosen, torch.Tensor)
+        wrong: dict[str, Callable[[], Any]] = {
+            "shape": lambda: chosen[:, 1:],
+            "range": lambda: chosen + view.num_slots,
+            "repeated": lambda: chosen.clone().fill_(3),
+            "order": lambda: chosen.flip(1),
+            "dtype": lambda: chosen.int(),
+            "list": lambda: chosen.tolist(),
+            "missing": lambda: None,
+            "merged": lambda: Merged(chosen, view.keys, None, 1),
+            "merged_shape": lambda: Merged(chosen, view.keys[:, :2], None, 1),
+            "merged_nan": lambda: Merged(chosen, view.keys[:, :keep] * torch.nan, None, 1),
+        }
+        return wrong[self.where]() if self.where in wrong and self._fails(self.where) else chosen
+
+    def choose(self, views: Any, keeps: Any) -> Iterator[Any]:
+        self._maybe("choose")
+        return self._one_by_one(views, keeps)
+
+    def _one_by_one(self, views: Any, keeps: Any) -> Iterator[Any]:
+        for view, keep in zip(views, keeps, strict=True):
+            self._maybe("consumed")
+            yield self.select(view, keep)
+
+
+@contextmanager
+def installed() -> Iterator[None]:
+    """The plug-in can be asked for in this process."""
+    found = registry.installed()
+    found[Raising.name] = Raising
+    CALLS.clear()
+    try:
+        yield
+    finally:
+        found.pop(Raising.name, None)

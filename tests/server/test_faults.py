@@ -1,0 +1,86 @@
+"""A plug-in that fails on a real server: HTTP 500 for its own request, and nothing for anybody else."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import openai
+import pytest
+
+from tests.server.running import MODEL, serving, wait_for
+
+ROOT = Path(__file__).parents[2]
+PROMPT = "one two three four five six seven eight nine ten " * 30
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """With the plug-in of `tests.engine.raising` installed: an entry point, as any plug-in has."""
+    site = tmp_path_factory.mktemp("site")
+    about = site / "raising-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: raising\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[kvserve.policies]\nraising = tests.engine.raising:Raising\n")
+    path = os.pathsep.join([str(site), str(ROOT)])
+    command = ["kvserve", "serve", "--max-model-len", "2048"]
+    with serving(tmp_path_factory.mktemp("server") / "log", command, {"PYTHONPATH": path}) as running:
+        yield running
+
+
+def asked(where, after=0, **more):
+    return {"name": "raising", "budget": 64, "recent": 8, "slack": 16, "where": where, "after": after, **more}
+
+
+def failing(server, where, after=0, **more):
+    with pytest.raises(openai.InternalServerError) as caught:
+        server.complete(PROMPT, asked(where, after, key=f"{where}{after}{more}"), **more)
+    return caught.value
+
+
+@pytest.mark.parametrize("where", ["validator", "check", "salt", "settled", "peak", "due", "select", "consumed"])
+def test_the_error_names_policy_and_cause(server, where):
+    before = server.metric("kvserve_policy_errors_total", policy="raising")
+    right = server.complete(PROMPT, "snapkv:0.5")
+    with ThreadPoolExecutor() as pool:
+        other = pool.submit(server.complete, PROMPT, "snapkv:0.5")
+        error = failing(server, where)
+    assert error.status_code == 500
+    assert error.param == "kv_policy"
+    assert error.body["message"].startswith("kv_policy 'raising' failed while ")
+    assert error.body["message"].endswith("is broken")
+    assert other.result().choices[0].text == right.choices[0].text
+    assert server.http.get("/health").status_code == 200
+    wait_for(lambda: server.metric("kvserve_policy_errors_total", policy="raising") == before + 1)
+    assert server.stats()["policies"]["raising"]["errors"] == before + 1
+
+
+def test_before_the_first_token_a_stream_is_a_plain_error(server):
+    assert failing(server, "gathers", stream=True).param == "kv_policy"
+
+
+def test_a_stream_that_has_begun_ends_with_an_error_event(server):
+    policy = asked("due", after=60, key="stream")
+    body = {
+        "model": MODEL,
+        "prompt": PROMPT,
+        "max_tokens": 200,
+        "stream": True,
+        "ignore_eos": True,
+        "kv_policy": policy,
+    }
+    with server.http.stream("POST", "/v1/completions", json=body) as response:
+        assert response.status_code == 200
+        events = [line for line in response.iter_lines() if line]
+    assert len(events) > 10
+    assert "kv_policy 'raising' failed while " in events[-2]
+    assert events[-1] == "data: [DONE]"
+
+
+def test_of_several_sequences_one_fails_and_all_are_given_back(server):
+    failing(server, "select", n=3)
+    wait_for(lambda: server.stats()["requests_running"] == 0)
+
+
+def test_a_list_of_policies_does_not_fail_with_one_of_them(server):
+    found = {card["name"]: card for card in server.http.get("/v1/kv/policies").json()["data"]}
+    assert found["raising"]["supported"] is True
