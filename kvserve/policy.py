@@ -63,6 +63,11 @@ class ScoringPolicy(Policy):
 
     def select(self, view: LayerView, keep: int) -> Tensor:
         scores = self.scores(view).to(torch.float32).clone()
+        if scores.shape != view.positions.shape or bool(scores.isnan().any()):
+            raise ValueError(
+                f"scores are of shape {tuple(scores.shape)}, NaN among them: {bool(scores.isnan().any())}; "
+                f"allowed: numbers of shape {tuple(view.positions.shape)}"
+            )
         recent = min(self.recent, keep)
         scores[:, view.num_slots - recent :] = math.inf
         scores[view.positions < min(self.sinks, keep - recent)] = math.inf

@@ -1,8 +1,10 @@
 """A plug-in that goes wrong: in the method, and at the call, that a request names."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -14,10 +16,14 @@ from kvserve.policy import Facts, GathersMass, LayerView, Merged, Moment, Scorin
 CALLS: Counter[tuple[str, str]] = Counter()
 """Calls in this process, by the request's `key` and method."""
 
-SCHEDULER = ("due", "target", "prompt_of", "peak", "chunked_peak", "shares")
-WORKER = ("select", "scores", "choose", "consumed", "own_shares_of", "mass_every", "query_window", "gathers")
-RETURNS = ("shape", "range", "repeated", "order", "dtype", "list", "missing", "scores_shape", "scores_nan", "merged",
-           "merged_shape", "merged_nan", "shares_length", "shares_nan")  # fmt: skip
+WHERE = (
+    *("validator", "check", "settled", "salt", "prompt_of", "peak", "chunked_peak", "target", "due", "due_text"),
+    *("shares", "shares_few", "query_window", "gathers", "mass_every", "own_shares"),  # asked by the scheduler too
+    *("own_shares_of", "shares_length", "shares_nan", "scores", "scores_shape", "scores_nan"),
+    *("select", "choose", "consumed", "shape", "range", "repeated", "order", "dtype", "list", "missing"),
+    *("merged", "merged_shape", "merged_nan"),
+)
+"""All that can go wrong on one worker."""
 
 
 class Raising(GathersMass, ScoringPolicy):
@@ -28,6 +34,7 @@ class Raising(GathersMass, ScoringPolicy):
 
     where: str = Field("", description="The method that raises, or what is wrong with what it returns")
     after: int = Field(0, ge=0, description="Calls of it in a process that go well")
+    times: int = Field(10**9, ge=0, description="Calls after these that do not")
     rank: int = Field(-1, description="The only tensor-parallel worker on which it fails; -1: all")
     key: str = Field("", description="Requests with the same one count their calls together")
 
@@ -35,7 +42,7 @@ class Raising(GathersMass, ScoringPolicy):
         if self.where != where or not self._here():
             return False
         CALLS[self.key, where] += 1
-        return CALLS[self.key, where] > self.after
+        return self.after < CALLS[self.key, where] <= self.after + self.times
 
     def _here(self) -> bool:
         if self.rank < 0:
@@ -124,7 +131,16 @@ class Raising(GathersMass, ScoringPolicy):
     def scores(self, view: LayerView) -> torch.Tensor:
         self._maybe("scores")
         assert view.mass is not None
-        scores = view.over_heads(view.mass.sum(-1)).expand(view.num_heads, -1)
+        self._maybe("swallow")
+        mass = view.mass.sum(-1)
+        try:
+            scores = view.over_heads(mass).expand(view.num_heads, -1)
+        except Exception:
+            if self.where != "swallow":
+                raise
+            scores = mass
+        if self._fails("more_means"):
+            view.over_heads(mass)
         if self._fails("scores_shape"):
             return scores[:, 1:]
         return scores * torch.nan if self._fails("scores_nan") else scores
@@ -155,6 +171,15 @@ class Raising(GathersMass, ScoringPolicy):
         for view, keep in zip(views, keeps, strict=True):
             self._maybe("consumed")
             yield self.select(view, keep)
+
+
+def plugin(folder: Path) -> str:
+    """Install it for new processes, as any plug-in is, by an entry point in this folder; their PYTHONPATH."""
+    about = folder / "raising-1.0.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: raising\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(f"[{registry.GROUP}]\nraising = {__name__}:Raising\n")
+    return os.pathsep.join([str(folder), str(Path(__file__).parents[2])])
 
 
 @contextmanager

@@ -1,40 +1,145 @@
-"""A policy that fails ends its own request, with an error that says so; the batch goes on."""
+"""A policy that fails ends its own request, with an error that says so; the batch goes on.
+
+The plug-in of `tests.engine.raising` fails in each of its methods, the first time that the engine asks it, which is
+before or at the end of the prompt, and the last time, which is while the answer is being generated.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+from kvserve.failed import PolicyFailed
 from tests.engine import harness, raising
 
+BLOCKS = 512
+PROMPTS = [harness.tokens(200, seed=i) for i in range(4)]
 GOOD = ["snapkv:0.5", None, "h2o:0.5"]
+START = "kv_policy 'raising' failed while "
 
 
-@pytest.fixture(scope="module")
-def llm():
-    with raising.installed():
-        engine = harness.start(blocks=512)
+@pytest.fixture(scope="module", params=[False, True], ids=["sync", "async"])
+def llm(request):
+    with raising.installed(), harness.scheduling(request.param):
+        engine = harness.start(blocks=BLOCKS)
+        assert harness.scheduler(engine).vllm_config.scheduler_config.async_scheduling == request.param
         yield engine
         harness.stop(engine)
 
 
+@pytest.fixture(scope="module")
+def right(llm):
+    """What the others say when nothing fails."""
+    return [harness.said(o) for o in harness.generate(llm, [PROMPTS[0], *PROMPTS[1:]], [asked(""), *GOOD])]
+
+
 def asked(where, after=0, **more):
-    return {"name": "raising", "budget": 64, "recent": 8, "slack": 16, "where": where, "after": after, **more}
+    chunks = {"prefill": "chunks"} if where == "chunked_peak" else {}
+    fields = {"name": "raising", "budget": 64, "recent": 8, "slack": 16, "where": where, "after": after}
+    return {**fields, "key": f"{where}{after}", **chunks, **more}
 
 
-def test_it_works_when_it_is_well(llm):
-    [output] = harness.generate(llm, [harness.tokens(200)], [asked("")])
-    assert output.outputs[0].finish_reason == "length"
-    assert harness.outcome(output)["evicted_tokens"] > 100
+def calls(llm, where):
+    """How often the engine calls it for one request."""
+    policy = asked(where, after=10**8)
+    harness.generate(llm, [PROMPTS[0]], [policy])
+    return raising.CALLS[policy["key"], where]
 
 
-@pytest.mark.parametrize("where", ["select"])
-def test_the_request_ends(llm, where):
-    prompts = [harness.tokens(200, seed=i) for i in range(4)]
-    right = harness.generate(llm, prompts[1:], GOOD)
-    before = harness.scheduler(llm).kv.totals.of("raising").errors
-    failed, *others = harness.generate(llm, prompts, [asked(where), *GOOD])
-    assert failed.outputs[0].finish_reason == "error"
-    assert failed.outputs[0].stop_reason == failed.kv_transfer_params["kvserve"]["error"]
-    assert failed.outputs[0].stop_reason.startswith("kv_policy 'raising' failed while ")
-    assert [harness.said(o) for o in others] == [harness.said(o) for o in right]
-    assert harness.scheduler(llm).kv.totals.of("raising").errors == before + 1
-    harness.scheduler(llm).check_integrity()
-    assert harness.free_blocks(llm) == 511
+def served(llm, where, after):
+    """The batch with a request that fails; its error, and the outputs of the others."""
+    engine, policies = llm.llm_engine, [asked(where, after), *GOOD]
+    assert llm.reset_prefix_cache()
+    outputs, why = {}, None
+    for i, (prompt, policy) in enumerate(zip(PROMPTS, policies, strict=True)):
+        try:
+            engine.add_request(str(i), {"prompt_token_ids": prompt}, harness.params(policy))
+        except PolicyFailed as refused:
+            why = str(refused)
+    while engine.has_unfinished_requests():
+        outputs |= {output.request_id: output for output in engine.step() if output.finished}
+    if why is None:
+        failed = outputs["0"].outputs[0]
+        assert failed.finish_reason == "error", f"served, with {failed.token_ids}"
+        why = failed.stop_reason
+        assert outputs["0"].kv_transfer_params["kvserve"]["error"] == why
+    return why, [outputs[str(i)] for i in range(1, 4)]
+
+
+@pytest.mark.parametrize("where", raising.WHERE)
+def test_each_method_first_and_last(llm, right, where):
+    last = calls(llm, where) - 1
+    assert last >= 0, "never called"
+    for after in {0, last}:
+        why, others = served(llm, where, after)
+        assert why.startswith(START)
+        assert [harness.said(o) for o in others] == right[1:]
+        harness.scheduler(llm).check_integrity()
+        assert harness.free_blocks(llm) == BLOCKS - 1
+        llm.llm_engine.step()  # tells the worker who has ended
+        assert not harness.runner(llm).kv.requests
+
+
+def test_it_is_counted(llm):
+    totals = harness.scheduler(llm).kv.totals.of("raising")
+    before = totals.errors, totals.requests
+    served(llm, "select", 0)
+    assert (totals.errors, totals.requests) == (before[0] + 1, before[1] + 1)
+
+
+def test_nothing_is_said_that_came_after_the_fault(llm, right):
+    """With everything asked for right up to it: the answer so far is that of the same request if nothing failed."""
+    assert llm.reset_prefix_cache()
+    [output] = llm.generate({"prompt_token_ids": PROMPTS[0]}, harness.params(asked("due", 20)), use_tqdm=False)
+    said = list(output.outputs[0].token_ids)
+    assert 0 < len(said) < 40
+    assert said == right[0][0][: len(said)]
+
+
+# -- tensor parallelism: it fails on one worker, and the other must not wait for it ---------------------
+
+ONE_RANK = ["select", "consumed", "scores", "gathers", "settled", "prompt_of", "own_shares_of", "shape", "scores_nan",
+            "swallow", "more_means"]  # fmt: skip
+
+
+def on_workers(where, rank, after=0):
+    return asked(where, after, rank=rank, key=f"{where}{rank}{after}")
+
+
+def tensor_parallel(policies):
+    """Finish reason, error and tokens of each, and those of the good ones, all in one batch with two workers."""
+    llm = harness.start(blocks=2048, tensor_parallel_size=2)
+    prompts = [harness.tokens(200, seed=i) for i in range(len(policies) + 3)]
+    outputs = harness.generate(llm, prompts[-3:] + prompts[:-3], GOOD + policies)
+    found = [(o.outputs[0].finish_reason, o.outputs[0].stop_reason, *harness.said(o)) for o in outputs]
+    harness.stop(llm)
+    return found
+
+
+def test_tensor_parallel(tmp_path):
+    asked_for = [on_workers(w, rank, after) for w in ONE_RANK for rank in (0, 1) for after in (0, 5)]
+    env = {"PYTHONPATH": raising.plugin(tmp_path / "site"), "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    alone, among = (run(policies, env) for policies in ([], asked_for))
+    assert among[:3] == alone
+    for policy, (reason, why, *_) in zip(asked_for, among[3:], strict=True):
+        if policy["after"] and policy["where"] in ("gathers", "settled", "prompt_of", "own_shares_of"):
+            continue  # not called so often on a worker
+        assert reason == "error", policy
+        assert why.startswith(START), policy
+    assert any(reason == "length" for reason, *_ in among[3:])
+
+
+def run(policies, env):
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.engine.test_faults", json.dumps(policies)],
+        env={**os.environ, **env}, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+if __name__ == "__main__":
+    print(json.dumps(tensor_parallel(json.loads(sys.argv[1]))))

@@ -1,27 +1,20 @@
 """A plug-in that fails on a real server: HTTP 500 for its own request, and nothing for anybody else."""
 
-import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import openai
 import pytest
 
+from tests.engine import raising
 from tests.server.running import MODEL, serving, wait_for
 
-ROOT = Path(__file__).parents[2]
 PROMPT = "one two three four five six seven eight nine ten " * 30
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """With the plug-in of `tests.engine.raising` installed: an entry point, as any plug-in has."""
-    site = tmp_path_factory.mktemp("site")
-    about = site / "raising-1.0.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: raising\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text("[kvserve.policies]\nraising = tests.engine.raising:Raising\n")
-    path = os.pathsep.join([str(site), str(ROOT)])
+    path = raising.plugin(tmp_path_factory.mktemp("site"))
     command = ["kvserve", "serve", "--max-model-len", "2048"]
     with serving(tmp_path_factory.mktemp("server") / "log", command, {"PYTHONPATH": path}) as running:
         yield running
@@ -31,9 +24,9 @@ def asked(where, after=0, **more):
     return {"name": "raising", "budget": 64, "recent": 8, "slack": 16, "where": where, "after": after, **more}
 
 
-def failing(server, where, after=0, **more):
+def failing(server, where, after=0, times=10**9, **more):
     with pytest.raises(openai.InternalServerError) as caught:
-        server.complete(PROMPT, asked(where, after, key=f"{where}{after}{more}"), **more)
+        server.complete(PROMPT, asked(where, after, times=times, key=f"{where}{after}{more}"), **more)
     return caught.value
 
 
@@ -77,7 +70,7 @@ def test_a_stream_that_has_begun_ends_with_an_error_event(server):
 
 
 def test_of_several_sequences_one_fails_and_all_are_given_back(server):
-    failing(server, "select", n=3)
+    failing(server, "select", times=1, n=3, max_tokens=1500, temperature=1)
     wait_for(lambda: server.stats()["requests_running"] == 0)
 
 
