@@ -1,21 +1,23 @@
 """Finding the compressible layers of a model that vLLM has loaded, and the memory of their caches."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from vllm.config import get_layers_from_vllm_config
 from vllm.model_executor.layers.attention import Attention
+from vllm.v1.kv_cache_interface import KVCacheSpec
 
 from kvserve import summary_file
 from kvserve.calibration import load_for
 from kvserve.gather import Layer
-from kvserve.guard import UnsupportedError
+from kvserve.guard import BIASED, UNIFIED, UnsupportedError
+from kvserve.mass import Softmax
 from kvserve.rope import Rope
 from kvserve.ropes import rotation, rotations
 from kvserve.slots import Slots, cpu_slots, gpu_slots
-from kvserve.spec import is_compressible
+from kvserve.spec import compressible, is_compressible
 from kvserve.summaries import SummaryMaker
 from kvserve.summary_layer import layers_of as summary_layers
 from kvserve.trial import keys_by_position, positions_of
@@ -50,12 +52,22 @@ def layers_of(runner: Any) -> list[tuple[Layer, Any]]:
             group=group_of[name],
             slots=_slots(runner, module, group_of[name]),
             num_kv_heads=module.num_kv_heads,
-            scale=module.impl.scale,
+            softmax=_softmax(module.impl),
             rope=runner.kv_ropes.get(name),
             calibration=calibration.layer(index, _query_heads(runner, module), runner.device) if calibration else None,
         )
         found.append((layer, module))
     return found
+
+
+def refuse(runner: Any, specs: Mapping[str, KVCacheSpec]) -> None:
+    """Raise UnsupportedError for what only the loaded model tells: see guard.unsupported."""
+    ours = [name for name, spec in specs.items() if compressible(spec)]
+    attention = get_layers_from_vllm_config(runner.vllm_config, Attention)
+    if any(getattr(attention[name].impl, "alibi_slopes", None) is not None for name in ours):
+        raise UnsupportedError(f"kvserve does not support {BIASED}")
+    if runner.vllm_config.scheduler_config.disable_hybrid_kv_cache_manager and 0 < len(ours) < len(specs):
+        raise UnsupportedError(f"kvserve does not support {UNIFIED}")
 
 
 def ropes_of(runner: Any, names: Sequence[str]) -> dict[str, Rope]:
@@ -98,6 +110,16 @@ def _query_heads(runner: Any, module: Any) -> slice:
     """This rank's query heads among those of the model."""
     first = head_offset(runner) * (module.num_heads // module.num_kv_heads)
     return slice(first, first + module.num_heads)
+
+
+def _softmax(impl: Any) -> Softmax:
+    """What this layer's kernel does with the products of queries and keys."""
+    sinks = getattr(impl, "sinks", None)
+    return Softmax(
+        scale=float(impl.scale),
+        cap=float(getattr(impl, "logits_soft_cap", None) or 0.0),
+        sinks=None if sinks is None else sinks.detach().float(),
+    )
 
 
 def _slots(runner: Any, module: Any, group: int) -> Slots:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kvserve.asks import Asks
 from kvserve.held import Cache
-from kvserve.mass import column_sums
+from kvserve.mass import Softmax, column_sums
 from kvserve.queries import QueryRings, Span
 from kvserve.rope import Rope
 from kvserve.slots import Slots
@@ -32,7 +32,7 @@ class Layer:
     group: int
     slots: Slots
     num_kv_heads: int  # local
-    scale: float
+    softmax: Softmax
     rope: Rope | None = None
     calibration: dict[str, Tensor] | None = None
 
@@ -152,7 +152,7 @@ class Gatherer:
             skip = -position % every
             some = queries[skip::every]
             if len(some):
-                _add_mass(sums, column_sums(some, keys, layer.scale, first + skip, every) * every)
+                _add_mass(sums, column_sums(some, keys, layer.softmax, first + skip, every) * every)
         for name, add in (("moments", _add_moments), ("bands", _add_bands)):
             if name in known.names and layer.rope is not None:
                 skip = max(0, SINKS - position)

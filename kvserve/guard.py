@@ -6,6 +6,13 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 SUPPORTED = ("0.32.",)
+ALIBI = ("bloom", "step1")
+"""Model types that vLLM serves with ALiBi and whose configuration does not say so; Falcon's does."""
+BIASED = "ALiBi: the kernel's bias goes by the slot of a token, which a compaction changes"
+UNIFIED = (
+    "--disable-hybrid-kv-cache-manager on a model that has layers without full attention: it puts all layers into the "
+    "same blocks, which can then not be compacted"
+)
 
 
 class UnsupportedError(RuntimeError):
@@ -116,6 +123,8 @@ def unsupported(vllm_config: Any) -> list[str]:
         f"KV cache dtype {vllm_config.cache_config.cache_dtype!r}: scales live apart from the token slot": (
             str(vllm_config.cache_config.cache_dtype).startswith(("nvfp4", "turboquant", "ultraquant"))
         ),
+        BIASED: alibi(model.hf_text_config),
+        UNIFIED: bool(vllm_config.scheduler_config.disable_hybrid_kv_cache_manager) and mixed(model.hf_text_config),
         "published KSA checkpoints, which vLLM takes for plain Qwen3: see `kvserve convert-summary`": (
             bool(getattr(model.hf_config, "use_summary_attention", False))
         ),
@@ -124,6 +133,17 @@ def unsupported(vllm_config: Any) -> list[str]:
         ),
     }
     return [reason for reason, hit in checks.items() if hit]
+
+
+def alibi(config: Any) -> bool:
+    """Whether a Hugging Face configuration says that attention is biased by distance (ALiBi)."""
+    return bool(getattr(config, "alibi", False)) or getattr(config, "model_type", None) in ALIBI
+
+
+def mixed(config: Any) -> bool:
+    """Whether some layers have full attention and others do not, as far as a Hugging Face configuration says."""
+    kinds = set(getattr(config, "layer_types", None) or ())
+    return "full_attention" in kinds and len(kinds) > 1
 
 
 def refuse_unsupported(vllm_config: Any) -> None:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from kvserve.base import EVERYTHING, Policy
 from kvserve.errors import PolicyError
+from kvserve.mass import Softmax
 from kvserve.rope import Rope
 from kvserve.terms import Facts, Merged, Moment, Summaries
 from kvserve.view import LayerView, Moments, unseen_slots
@@ -40,6 +41,7 @@ __all__ = [
     "PolicyError",
     "Rope",
     "ScoringPolicy",
+    "Softmax",
     "Summaries",
     "UnevenLayers",
     "top_slots",

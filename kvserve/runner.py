@@ -38,6 +38,7 @@ class KVRunner:
         options = KVOptions.of(self.vllm_config)  # type: ignore[attr-defined]
         summaries = summary_file.about_for(self.vllm_config)  # type: ignore[attr-defined]
         specs: dict[str, KVCacheSpec] = super().get_kv_cache_spec()  # type: ignore[misc]
+        attach.refuse(self, specs)
         ours = [name for name in specs if compressible(specs[name])]
         self.kv_ropes = attach.ropes_of(self, ours)
         unknown = [name for name in ours if name not in self.kv_ropes]

@@ -186,7 +186,7 @@ class SummaryMaker:
             fresh = [tokens.decode(made.layers[layer.index][i])] if layer.index in made.layers else []
             sights.append(Sight(torch.cat([held[:, :cached], *fresh], dim=1), held[:, cached:]))
         keys, values = sights
-        return attention(query, reading.span.position, keys, values, gone, made.window, layer.scale)
+        return attention(query, reading.span.position, keys, values, gone, made.window, layer.softmax.scale)
 
 
 def _gone(caches: Mapping[int, Cache], lost: int) -> int:

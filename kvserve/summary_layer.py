@@ -46,7 +46,7 @@ class SummaryLayer:
         keys = torch.cat([keys, k[:, :, None].to(keys.dtype)], dim=2)
         values = torch.cat([values, v[:, :, None].to(values.dtype)], dim=2)
         q = q[:, :, None].to(keys.dtype)
-        seen = F.scaled_dot_product_attention(q, keys, values, scale=self.layer.scale, enable_gqa=True)
+        seen = F.scaled_dot_product_attention(q, keys, values, scale=self.layer.softmax.scale, enable_gqa=True)
         return seen[:, :, 0]
 
     def finish(self, x: Tensor, seen: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from kvserve.mass import Softmax
 from kvserve.rope import Rope
 
 
@@ -34,7 +35,7 @@ class LayerView:
     since: int  # `logical` at this layer's previous compaction, 0 if none
     positions: Tensor  # (H, n) int64: logical position of the token in each slot
     load: Callable[[Literal["keys", "values"]], Tensor]
-    scale: float = 1.0
+    softmax: Softmax = field(default_factory=Softmax)  # how products of queries and keys become attention
     head_offset: int = 0  # index of the first local KV head in the whole model (tensor parallelism)
     queries: Tensor | None = None  # (W, H * G, D) float32, oldest first
     query_positions: Tensor | None = None  # (W,) int64
@@ -47,6 +48,10 @@ class LayerView:
     calibration: dict[str, Tensor] | None = None  # this layer's statistics of local heads; see kvserve.calibration
     summaries: Callable[[int, int], tuple[Tensor, Tensor]] | None = None  # of chunks [a, b): keys, values (H, b - a, D)
     mean_over_workers: Callable[[Tensor], Tensor] = lambda x: x  # under tensor parallelism
+
+    @property
+    def scale(self) -> float:
+        return self.softmax.scale
 
     @property
     def num_heads(self) -> int:
@@ -80,8 +85,8 @@ class LayerView:
     ) -> Tensor:
         """Stack `reduce(probs, seen)` over the KV heads.
 
-        probs: (G, W, n) float32, the causal softmax attention of the last `last` captured queries (all
-        if None) on the slots held now, or the logits, -inf where unseen, if not `softmax`; seen: (W,)
+        probs: (G, W, n) float32, the causal attention of the last `last` captured queries (all if None) on
+        the slots held now, as the model computes it, or the logits, -inf where unseen, if not `softmax`; seen: (W,)
         int64, how many slots each query could see: the first ones, since slots are in order of age.
         Head by head, so that memory stays at G * W * n floats.
         """
@@ -90,11 +95,11 @@ class LayerView:
         results = []
         for head in range(self.num_heads):
             seen = torch.searchsorted(self.positions[head].contiguous(), at, right=True)
-            q = queries[:, head * group : (head + 1) * group].transpose(0, 1) * self.scale
-            logits = q @ self.keys[head].T
+            heads = slice(head * group, (head + 1) * group)
+            logits = self.softmax.logits(queries[:, heads].transpose(0, 1) @ self.keys[head].T)
             young, unseen = unseen_slots(seen, self.num_slots)
             logits[:, :, young:].masked_fill_(unseen, float("-inf"))
-            results.append(reduce(torch.softmax(logits, dim=-1) if softmax else logits, seen))
+            results.append(reduce(self.softmax.probabilities(logits, heads) if softmax else logits, seen))
         return torch.stack(results)
 
     def _recent_queries(self, last: int | None) -> tuple[Tensor, Tensor]:

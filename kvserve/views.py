@@ -50,7 +50,7 @@ class Views:
             since=memory.since if memory else 0,
             positions=self._positions(cache, held, layer, memory),
             load=load,
-            scale=layer.scale,
+            softmax=layer.softmax,
             head_offset=self._head_offset,
             queries=queries,
             query_positions=at,

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from kvserve.guard import ALIBI, BIASED
 from server import embedded
 from server.finding import Finding
 
@@ -56,6 +57,8 @@ def refusals(config: dict[str, Any]) -> Iterator[str]:
     kinds = config.get("layer_types") or []
     if config.get("kv_lora_rank"):
         yield "multi-head latent attention (MLA): one latent per token, not keys and values"
+    if config.get("alibi") or config.get("model_type") in ALIBI:
+        yield BIASED
     if config.get("is_encoder_decoder"):
         yield "encoder-decoder model: cross attention has no token to evict"
     windowed = config.get("sliding_window") and config.get("use_sliding_window", True)

@@ -10,6 +10,7 @@ from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
 
 from evals.beside.presses import press
 from evals.beside.reading import Layer, Reading, slots
+from kvserve.mass import Softmax
 from kvserve.policy import LayerView, Moments, Policy, Rope
 from kvserve.request import parse
 
@@ -45,7 +46,7 @@ def _view(policy: Policy, layer: Layer, index: int, layers: int) -> LayerView:
         since=0,
         positions=torch.arange(held).expand(heads, -1),
         load=lambda which: layer.keys[0] if which == "keys" else layer.values[0],
-        scale=layer.module.scaling,
+        softmax=Softmax(layer.module.scaling),
         queries=after[0].transpose(0, 1)[held - window :],
         query_positions=torch.arange(held - window, held),
         prompt=held,

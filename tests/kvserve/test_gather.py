@@ -8,6 +8,7 @@ import torch
 from kvserve.asks import Asks
 from kvserve.gather import FOLD, Gatherer, Layer, Prompt
 from kvserve.held import Cache
+from kvserve.mass import Softmax
 from kvserve.policy import LayerView, Policy
 from kvserve.queries import QueryRings, Span
 from kvserve.rope import Rope
@@ -39,7 +40,7 @@ class World:
         self.cache = torch.zeros(40, H, 16, D)
         tokens = StridedTokens(view=self.cache)
         rope = Rope(torch.tensor([1.0, 0.1, 0.01, 0.001], dtype=torch.float64))
-        self.layer = Layer(0, 0, Slots(tokens, tokens), H, 0.3, rope)
+        self.layer = Layer(0, 0, Slots(tokens, tokens), H, Softmax(0.3), rope)
         self.rings = QueryRings(CPU)
         self.gather = Gatherer(self.rings)
         self.gather.begin("r", Asks.of(policy or Watching()), prompt)

@@ -36,11 +36,16 @@ def config(**changes):
         decode_context_parallel_size=1, prefill_context_parallel_size=1, pipeline_parallel_size=1, use_ubatching=False
     )
     model = SimpleNamespace(
-        runner_type="generate", is_encoder_decoder=False, use_mla=False, hf_config=SimpleNamespace()
+        runner_type="generate",
+        is_encoder_decoder=False,
+        use_mla=False,
+        hf_config=SimpleNamespace(),
+        hf_text_config=SimpleNamespace(),
     )
     made = SimpleNamespace(
         parallel_config=parallel, model_config=model, speculative_config=None, kv_transfer_config=None,
         cache_config=SimpleNamespace(cache_dtype="auto"), use_v2_model_runner=False,
+        scheduler_config=SimpleNamespace(disable_hybrid_kv_cache_manager=None),
     )  # fmt: skip
     for path, value in changes.items():
         *where, last = path.split("__")
@@ -61,6 +66,15 @@ def config(**changes):
         ({"model_config__use_mla": True}, "MLA"),
         ({"cache_config__cache_dtype": "nvfp4"}, "nvfp4"),
         ({"model_config__hf_config": SimpleNamespace(use_summary_attention=True)}, "kvserve convert-summary"),
+        ({"model_config__hf_text_config": SimpleNamespace(model_type="bloom")}, "ALiBi: the kernel's bias"),
+        ({"model_config__hf_text_config": SimpleNamespace(model_type="falcon", alibi=True)}, "ALiBi"),
+        (
+            {
+                "scheduler_config__disable_hybrid_kv_cache_manager": True,
+                "model_config__hf_text_config": SimpleNamespace(layer_types=["sliding_attention", "full_attention"]),
+            },
+            "--disable-hybrid-kv-cache-manager",
+        ),
         ({"use_v2_model_runner": True}, "VLLM_USE_V2_MODEL_RUNNER=0"),
     ],
 )
@@ -71,3 +85,8 @@ def test_combinations_that_cannot_work(change, says):
 
 def test_plain_start_is_fine():
     guard.refuse_unsupported(config())
+    falcon = SimpleNamespace(model_type="falcon", alibi=False)
+    guard.refuse_unsupported(config(model_config__hf_text_config=falcon))
+    only_full = SimpleNamespace(layer_types=["full_attention"] * 2)
+    off = {"scheduler_config__disable_hybrid_kv_cache_manager": True, "model_config__hf_text_config": only_full}
+    guard.refuse_unsupported(config(**off))

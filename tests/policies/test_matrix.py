@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kvserve import registry, request
-from kvserve.mass import column_sums
+from kvserve.mass import Softmax, column_sums
 from kvserve.policy import LayerView, Merged, Moment, Moments, Rope
 
 H, G, D, N, PROMPT = 2, 2, 16, 700, 100
@@ -33,7 +33,7 @@ def view(policy, keys, values, queries):
         since=0,
         positions=torch.arange(slots).expand(H, -1),
         load=lambda which: keys if which == "keys" else values,
-        scale=D**-0.5,
+        softmax=Softmax(D**-0.5),
         queries=queries[last] if policy.query_window else None,
         query_positions=at[last] if policy.query_window else None,
         prompt=PROMPT,
@@ -43,7 +43,7 @@ def view(policy, keys, values, queries):
 
 
 def mass(keys, queries):
-    return column_sums(queries, keys, D**-0.5, keys.shape[1] - 512).transpose(1, 2)
+    return column_sums(queries, keys, Softmax(D**-0.5), keys.shape[1] - 512).transpose(1, 2)
 
 
 def moments(keys, queries):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kvserve import request
-from kvserve.policy import Facts, Moment, Moments, PolicyError, Rope
+from kvserve.policy import Facts, Moment, Moments, PolicyError, Rope, Softmax
 from policies import rkv
 from tests.policies.test_toys import rows_as_keys, view
 
@@ -222,7 +222,7 @@ class TestExpectedAttention:
         made = view([list(range(slots))] * heads, keys=keys.tolist())
         made.load = lambda which: keys if which == "keys" else values
         made.moments = Moments(400, queries.sum(0), torch.einsum("whd,whe->hde", queries, queries))
-        made.rope, made.scale = rope, 0.4
+        made.rope, made.softmax = rope, Softmax(0.4)
         return made, queries.double()
 
     def policy(self, **fields):
@@ -283,4 +283,4 @@ class TestExpectedAttention:
         facts = Facts(4, 1, 32, 1000, 4096, 512)
         self.policy().check(facts)
         with pytest.raises(PolicyError, match="RoPE"):
-            self.policy().check(facts._replace(rotary=False))
+            self.policy().check(facts._replace(rope_problem="nobody knows it"))

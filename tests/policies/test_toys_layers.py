@@ -477,7 +477,7 @@ class TestTriAttention:
         with pytest.raises(PolicyError, match="--kv-calibration FILE, made by `kvserve calibrate"):
             request.parse("triattention").check(FACTS)
         with pytest.raises(PolicyError, match="RoPE"):
-            request.parse("triattention").check(ready._replace(rotary=False))
+            request.parse("triattention").check(ready._replace(rope_problem="nobody knows it"))
         with pytest.raises(PolicyError, match="tensor parallelism 1"):
             parsed(mode="union").check(ready._replace(tensor_parallel=2))
         with pytest.raises(PolicyError, match="both false"):
