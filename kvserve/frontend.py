@@ -19,10 +19,14 @@ from kvserve.salts import salted
 
 CHECKING = "its request was being checked"
 
-__all__ = ["check", "defaults", "effective", "facts", "observers", "wrap"]
+__all__ = ["check", "defaults", "effective", "facts", "guards", "observers", "wrap"]
 
 observers: list[Callable[[PolicyError | PolicyFault], None]] = []
 """Called with each refusal before it becomes an HTTP 400, and with each fault of a policy before it becomes a 500."""
+
+guards: list[Callable[[dict[str, Any] | None], None]] = []
+"""Called with the `extra_args` of each request before anything reads them; a server's raise PolicyError for ids that
+it has not given out. Without a server the caller is trusted."""
 
 defaults: dict[str, str] = {}
 """What the sampling parameters of a request with a policy carry besides, where they do not say otherwise."""
@@ -92,6 +96,8 @@ def wrap(process_inputs: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(process_inputs)
     def checked(self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
         try:
+            for guard in guards:
+                guard(getattr(params, "extra_args", None))
             policy = effective(getattr(params, "extra_args", None), self.vllm_config)
             if policy is not None and policy.compresses and kwargs.get("resumable"):
                 raise PolicyError("kv_policy cannot be used with streaming input", reason="unsupported")

@@ -1,6 +1,7 @@
 """From what a user writes to a validated policy, and over the wire to the engine."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,6 +14,7 @@ KEY = "kv_policy"  # in SamplingParams.extra_args: canonical JSON of the policy
 CALL = "kv_call"  # in SamplingParams.extra_args: id under which the API process files the outcome
 ERROR = "error"  # in the record that travels back: what the policy did wrong, which ended the request
 CANARY = "kv_canary"  # in SamplingParams.extra_args, never from a client: see `kvserve.replay`
+INTERNAL = (CALL, CANARY)
 
 
 def parse(value: Any) -> Policy:
@@ -56,6 +58,16 @@ def judged_from(extra_args: dict[str, Any] | None) -> int | None:
     """Tokens before the answer that a canary's request asks about; None for the requests of clients."""
     value = (extra_args or {}).get(CANARY)
     return value if isinstance(value, int) else None
+
+
+def refuse_internal(
+    extra_args: dict[str, Any] | None, where: str = "vllm_xargs", ours: Callable[[Any], bool] | None = None
+) -> None:
+    """Raise PolicyError if a client has set what only kvserve sets. `ours` knows the ids that were given out."""
+    for key in INTERNAL:
+        if key not in (extra_args or {}) or (key == CALL and ours is not None and ours((extra_args or {})[key])):
+            continue
+        raise PolicyError(f"{where}.{key} is set by kvserve itself; leave it out", param=f"{where}.{key}")
 
 
 def shown_budget(policy: Policy) -> int | float | None:

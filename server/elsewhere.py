@@ -1,4 +1,8 @@
-"""Routes of vLLM that generate text but know no `kv_policy`: asking for one there is an error, not ignored."""
+"""Routes of vLLM that generate text but take no `kv_policy`: asking for one there is an error, not ignored.
+
+The server's default applies to every request of the engine, these routes' too, but where it can do nothing they are
+refused: what reads one token after the prompt, and beam search, end before anything is compressed.
+"""
 
 import json
 from typing import Any
@@ -8,23 +12,30 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kvserve import request as wire
 from kvserve.errors import PolicyError
+from kvserve.policy import Policy
 from server.board import board
 from server.choice import HEADER
 from server.errors import refused
+from server.spelling import refuse_misspelt
 
-PATHS = frozenset(
-    {
-        "/generative_scoring",
-        "/inference/v1/generate",
-        "/invocations",
-        "/v1/chat/completions/batch",
-        "/v1/messages",
-    }
+READING = frozenset({"/generative_scoring", "/v1/systemone"})
+"""They ask for one token and its log-probabilities."""
+
+RENDERING = frozenset(
+    f"{path}/render"
+    for path in ("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses", "/cohere/v2/chat")
+)
+"""They answer a body for /inference/v1/generate."""
+
+PATHS = (
+    frozenset({"/cohere/v2/chat", "/invocations", "/v1/audio/transcriptions", "/v1/audio/translations"})
+    | READING
+    | RENDERING
 )
 
 
 class Elsewhere:
-    """ASGI middleware: HTTP 400 for a body field or header on one of PATHS, else nothing."""
+    """ASGI middleware: HTTP 400 for a policy, or for what the server's own does not reach, on one of PATHS."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -34,8 +45,12 @@ class Elsewhere:
             return await self.app(scope, receive, send)
         request = Request(scope, receive)
         body = await request.body()
-        if HEADER in request.headers or _asks(body):
-            return await _refuse(_path(scope))(scope, receive, send)
+        try:
+            _check(_path(scope), request, _fields(body))
+        except PolicyError as error:
+            board.begin()
+            board.reject(error)
+            return await refused(error)(scope, receive, send)
         await self.app(scope, _replayed(body, receive), send)
 
 
@@ -43,25 +58,46 @@ def _path(scope: Scope) -> str:
     return str(scope["path"]).removeprefix(scope.get("root_path", ""))
 
 
-def _asks(body: bytes) -> bool:
-    """Whether the body has the field at its top; most bodies are not even parsed."""
-    if wire.KEY.encode() not in body:
-        return False
+def _fields(body: bytes) -> dict[str, Any]:
+    """What the body has at its top; nothing if it is no JSON object, of which vLLM says what is wrong with it."""
     try:
-        content: Any = json.loads(body)
+        content = json.loads(body)
     except (ValueError, RecursionError):
-        return False  # vLLM says what is wrong with it
-    return isinstance(content, dict) and content.get(wire.KEY) is not None
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
-def _refuse(path: str) -> ASGIApp:
-    error = PolicyError(
-        f"kv_policy is not available on {path}; it is on /v1/chat/completions, /v1/completions and /v1/responses",
-        reason="unsupported",
-    )
-    board.begin()
-    board.reject(error)
-    return refused(error)
+def _check(path: str, request: Request, fields: dict[str, Any]) -> None:
+    """Raises PolicyError."""
+    refuse_misspelt(fields, "vllm_xargs", request.headers, request.query_params)
+    if HEADER in request.headers or fields.get(wire.KEY) is not None:
+        raise PolicyError(f"kv_policy is not available on {path}; {_instead(path)}", reason="unsupported")
+    default = _default(request)
+    if default is None or not default.compresses:
+        return
+    if path in READING and default.at is None and default.text_window is None:
+        raise PolicyError(
+            f"{path} reads the log-probabilities of one token after the prompt, before anything is compressed, and "
+            f"this server compresses by default (--kv-policy {default.name}): start it without, or with an 'at'",
+            reason="unsupported",
+        )
+    if fields.get("use_beam_search"):
+        raise PolicyError(
+            f"kv_policy {default.name!r}, this server's default, cannot be combined with use_beam_search: every step "
+            "of a beam is a request of its own; leave use_beam_search out",
+            reason="unsupported",
+        )
+
+
+def _instead(path: str) -> str:
+    if path in RENDERING:
+        return "send it to /inference/v1/generate, with what this answers"
+    return "it is on /v1/chat/completions (/batch too), /v1/completions, /v1/responses and /v1/messages"
+
+
+def _default(request: Request) -> Policy | None:
+    service = getattr(request.app.state, "kvserve", None)
+    return service.choice.default if service is not None else None
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

@@ -1,10 +1,11 @@
-"""Refusals and faults in OpenAI's error body, made by vLLM's own function so that they look like its others."""
+"""Refusals and faults in the error body of each API, made by vLLM's own functions so that they look like its others."""
 
 from http import HTTPStatus
 
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import JSONResponse
+from vllm.entrypoints.anthropic.api_router import translate_error_response
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 
 from kvserve.errors import PolicyError, PolicyFault
@@ -13,7 +14,7 @@ from server.board import board
 
 
 def refused(error: PolicyError) -> JSONResponse:
-    """HTTP 400 with `error.param` naming the field."""
+    """HTTP 400 with `error.param` naming the field, as OpenAI's."""
     body = create_error_response(str(error), param=error.param)
     return JSONResponse(body.model_dump(), status_code=HTTPStatus.BAD_REQUEST)
 
@@ -37,6 +38,11 @@ def handle(app: FastAPI) -> None:
 
     app.exception_handler(PolicyFault)(found_here)
     app.exception_handler(PolicyFailed)(found_elsewhere)  # by the engine and its front end, which have counted it
+
+
+def refused_in_messages(error: PolicyError) -> JSONResponse:
+    """HTTP 400 as Anthropic's, which has no place for the field but the message."""
+    return translate_error_response(create_error_response(str(error)))
 
 
 def unknown(error: PolicyError, param: str) -> JSONResponse:

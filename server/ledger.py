@@ -30,18 +30,23 @@ class Ledger:
 
     def __init__(self) -> None:
         self._calls: dict[str, dict[str, dict[str, Any]]] = {}
+        self._mark = uuid4().hex  # begins all our ids; clients never see one
         self.passing: dict[str, dict[str, Any]] = {}  # by request, of the outputs that vLLM is processing now
 
     def __len__(self) -> int:
         return len(self._calls)
 
     def open(self) -> str:
-        call = uuid4().hex
+        call = f"{self._mark}-{uuid4().hex}"
         self._calls[call] = {}
         return call
 
     def close(self, call: str) -> None:
         self._calls.pop(call, None)
+
+    def guard(self, extra_args: dict[str, Any] | None) -> None:
+        """Raise PolicyError for a call that is not one of ours, open or closed: queued requests outlive theirs."""
+        wire.refuse_internal(extra_args, ours=lambda call: isinstance(call, str) and call.startswith(self._mark))
 
     @contextmanager
     def closing(self, call: str) -> Iterator[None]:
@@ -53,7 +58,9 @@ class Ledger:
     def file(self, sequence: str, record: dict[str, Any]) -> None:
         """Keep the newest record of a sequence (the engine may report a running request more than once)."""
         record = dict(record)
-        if (of_call := self._calls.get(record.pop(wire.CALL, None) or "")) is not None:
+        call = record.pop(wire.CALL, None)
+        of_call = self._calls.get(call) if isinstance(call, str) else None  # a fault here would end every request
+        if of_call is not None:
             of_call[sequence] = record
 
     def outcome(self, call: str) -> dict[str, Any] | None:

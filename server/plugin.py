@@ -5,7 +5,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from server import ending, errors, generate, inspection, live, tap
+from server import ending, errors, inspection, live, routes, tap
 from server.elsewhere import Elsewhere
 from server.service import Service
 
@@ -20,8 +20,8 @@ class KVEndpoints:
     required_tasks = ("generate",)
 
     def attach_router(self, app: FastAPI) -> None:
-        """Replace the three generating routes, add our own, and guard those that stay as they are."""
-        generate.attach(app)
+        """Replace the generating routes that take a policy, add our own, and guard those that stay as they are."""
+        routes.attach(app)
         inspection.attach(app)
         live.attach(app)
         errors.handle(app)

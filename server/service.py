@@ -40,6 +40,7 @@ class Service:
             service.ledger.watch(engine_client.output_processor)
             _trace(engine_client.output_processor, service.ledger)
             _observe(board)
+            _guard(service.ledger)
             if options.canary:
                 service.canary = _canary(engine_client, options.canary)
                 board.findings = service.canary.findings
@@ -77,3 +78,10 @@ def _observe(to: Board) -> None:
 
     if to.reject not in observers:
         observers.append(to.reject)
+
+
+def _guard(ledger: Ledger) -> None:
+    """Refuse what only we may set, on routes that are not ours too."""
+    from kvserve.frontend import guards
+
+    guards[:] = [ledger.guard]

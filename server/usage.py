@@ -33,8 +33,8 @@ def _final_usage(event: Any) -> dict[str, Any] | None:
     """The usage object of a stream's last word; that of running totals in earlier chunks is not it."""
     if not isinstance(event, dict):
         return None
-    if event.get("choices") == []:  # chat and completions: the chunk that include_usage asks for
-        usage = event.get("usage")
+    if event.get("choices") == [] or event.get("type") == "message_delta":
+        usage = event.get("usage")  # the chunk that include_usage asks for; the one before last of messages
     else:  # responses: response.completed and its siblings
         response = event.get("response")
         usage = response.get("usage") if isinstance(response, dict) else None
@@ -43,7 +43,7 @@ def _final_usage(event: Any) -> dict[str, Any] | None:
 
 def event_data(chunk: str) -> Any:
     """The JSON value of one server-sent event; None for comments, `[DONE]` and whatever is not JSON."""
-    for line in chunk.splitlines():
+    for line in chunk.split("\n"):  # not at U+2028 and others that are text in JSON
         if line.startswith("data: {"):
             try:
                 return json.loads(line.removeprefix("data: "))

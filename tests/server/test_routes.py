@@ -22,7 +22,9 @@ from kvserve.policy import Facts
 from kvserve.stats import Outcome
 from server.board import Board
 from server.choice import Choice
+from server.elsewhere import PATHS as REFUSING
 from server.plugin import KVEndpoints
+from server.routes import PATHS
 from server.service import Service
 
 FACTS = Facts(num_layers=4, groups=1, block_size=16, pool_tokens=10_000, max_model_len=4096, chunk=512)
@@ -116,8 +118,12 @@ def test_full_is_handed_on_without_a_call(client: TestClient) -> None:
     assert wire.CALL not in _xargs(client)
 
 
-def test_a_client_cannot_name_a_call(client: TestClient) -> None:
-    _post(client, vllm_xargs={wire.CALL: "someone's"})
+@pytest.mark.parametrize("key", [wire.CALL, wire.CANARY])
+@pytest.mark.parametrize("policy", [None, "full", "streaming:0.25"])
+def test_a_client_cannot_set_what_is_ours(client: TestClient, key: str, policy: str | None) -> None:
+    response = _post(client, kv_policy=policy, vllm_xargs={key: ["x"]})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == f"vllm_xargs.{key}"
     assert _xargs(client) is None
 
 
@@ -208,15 +214,112 @@ def test_stats_before_the_first_request(client: TestClient) -> None:
 def test_openapi_documents_the_field_and_the_endpoints(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
     assert {"/v1/kv/policies", "/v1/kv/policies/{name}", "/v1/kv/stats"} <= set(document["paths"])
-    for path in ("/v1/chat/completions", "/v1/completions", "/v1/responses"):
+    for path in PATHS:
         schema = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
         field = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]["properties"]["kv_policy"]
         assert {part["type"] for part in field["anyOf"]} == {"string", "object", "null"}
         assert "X-KV-Policy" in field["description"]
 
 
-@pytest.mark.parametrize("path", ["/v1/messages", "/v1/chat/completions/batch", "/invocations"])
+@pytest.mark.parametrize("path", sorted(REFUSING))
 def test_routes_without_policies_refuse_one(client: TestClient, path: str) -> None:
     assert client.post(path, json={"kv_policy": "streaming"}).status_code == 400
     assert client.post(path, json={}, headers={"X-KV-Policy": "streaming"}).status_code == 400
+    assert client.post(path, json={"extra_body": {"kv_policy": "streaming"}}).status_code == 400
     assert client.post(path, json={"messages": '"kv_policy"'}).status_code == 404  # not in this small app
+    assert client.post(path, content=b"[" * 100_000).status_code == 404
+
+
+def test_a_default_that_cannot_act_is_refused_not_ignored() -> None:
+    with TestClient(_app("streaming:0.25")) as client:
+        answer = client.post("/generative_scoring", json={})
+        assert answer.status_code == 400 and "by default" in answer.json()["error"]["message"]
+        assert client.post("/invocations", json={"use_beam_search": True}).status_code == 400
+        assert client.post("/invocations", json={}).status_code == 404
+    for default in ('{"name": "streaming", "budget": 16, "at": 8}', "full", None):
+        with TestClient(_app(default)) as client:
+            assert client.post("/generative_scoring", json={}).status_code == 404
+
+
+# -- what nothing reads ---------------------------------------------------------------------------------
+
+MISSES: list[tuple[str, dict[str, Any]]] = [
+    ("kv-policy", {"kv-policy": "streaming:0.25"}),
+    ("kvPolicy", {"kvPolicy": "streaming:0.25"}),
+    ("kvpolicy", {"kvpolicy": "streaming:0.25"}),
+    ("KV_POLICY", {"KV_POLICY": "streaming:0.25"}),
+    ("kv_polcy", {"kv_polcy": "streaming:0.25"}),
+    ("kv_cache_policy", {"kv_cache_policy": "streaming:0.25"}),
+    ("x-kv-policy", {"x-kv-policy": "streaming:0.25"}),
+    ("extra_body.kv_policy", {"extra_body": {"kv_policy": "streaming:0.25"}}),
+    ("extra_body.kv-policy", {"extra_body": {"kv-policy": "streaming:0.25"}}),
+    ("extra_body.vllm_xargs.kv_policy", {"extra_body": {"vllm_xargs": {"kv_policy": "streaming:0.25"}}}),
+    ("extra_headers.X-KV-Policy", {"extra_headers": {"X-KV-Policy": "streaming:0.25"}}),
+    ("vllm_xargs.kvPolicy", {"vllm_xargs": {"kvPolicy": "streaming:0.25"}}),
+    ("extra_args.kv_policy", {"extra_args": {"kv_policy": "streaming:0.25"}}),
+]
+LEAST: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "x"}]},
+    "/v1/chat/completions/batch": {"messages": [[{"role": "user", "content": "x"}]]},
+    "/v1/completions": {"prompt": "x"},
+    "/v1/responses": {"input": "x"},
+    "/v1/messages": {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1},
+    "/inference/v1/generate": {"token_ids": [5], "sampling_params": {"max_tokens": 1}},
+}
+"""A body of each route that takes a policy."""
+
+
+def _says(answer: Any, path: str, field: str) -> None:
+    """A 400 in the shape of its API that names the field and the right spelling."""
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert field in error["message"] and "kv_policy" in error["message"]
+    if path == "/v1/messages":
+        assert answer.json()["type"] == "error" and set(error) == {"type", "message"}
+    else:
+        assert error["param"] == field
+
+
+def test_every_route_has_its_least_body() -> None:
+    assert set(LEAST) == set(PATHS)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_near_misses_are_refused_by_name(client: TestClient, app: FastAPI, path: str) -> None:
+    for field, body in MISSES:
+        _says(client.post(path, json={"model": "m", **LEAST[path], **body}), path, field)
+    assert app.state.kvserve.board.view().rejections["bad_parameter"] == len(MISSES)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_near_misses_of_the_header_and_in_the_address(client: TestClient, path: str) -> None:
+    body = {"model": "m", **LEAST[path]}
+    for name in ("X-KVPolicy", "KV-Policy", "X_KV_Policy", "X-KV-Cache-Policy", "x-kv-polcy"):
+        _says(client.post(path, json=body, headers={name: "streaming"}), path, name.lower())
+    _says(client.post(f"{path}?kv_policy=streaming", json=body), path, "kv_policy")
+
+
+@pytest.mark.parametrize(
+    ("field", "given"),
+    [
+        ("sampling_params.kv_policy", {"sampling_params": {"kv_policy": "streaming"}}),
+        ("sampling_params.extra_args.kv-policy", {"sampling_params": {"extra_args": {"kv-policy": "streaming"}}}),
+        ("sampling_params.extra_args.kv_call", {"sampling_params": {"extra_args": {"kv_call": ["x"]}}}),
+        ("sampling_params.extra_args.kv_canary", {"sampling_params": {"extra_args": {"kv_canary": 1}}}),
+        ("vllm_xargs.kv_policy", {"vllm_xargs": {"kv_policy": "streaming"}}),
+    ],
+)
+def test_tokens_in_have_their_own_places(client: TestClient, field: str, given: dict[str, Any]) -> None:
+    path = "/inference/v1/generate"
+    answer = client.post(path, json={**LEAST[path], **given})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
+
+
+def test_what_is_only_a_little_like_it_is_accepted(client: TestClient) -> None:
+    more = {"policy": "streaming", "cache_policy": "a", "extra_body": {"top_k": 3}, "metadata": {"kv_policy": "mine"}}
+    assert _post(client, {"X-Policy": "streaming", "X-Request-Id": "kv_policy"}, **more).status_code == 200
+
+
+def test_a_policy_in_the_arguments_of_the_engine_is_one(client: TestClient) -> None:
+    answer = _post(client, vllm_xargs={"kv_policy": "streaming:0.25"})
+    assert answer.json()["usage"]["kv_cache"]["policy"] == "streaming"
