@@ -9,6 +9,7 @@ from kvserve.stats import EngineTotals, Histogram, PolicyTotals
 from server.canary import Findings
 from server.shared import Shared
 
+
 REASONS = ("unknown_policy", "bad_parameter", "unsupported", "too_long")
 
 _refused: ContextVar[list[PolicyError | PolicyFault] | None] = ContextVar("kvserve_refused", default=None)
@@ -94,6 +95,11 @@ class Board:
         else:
             self._rejections[error.reason] += 1
         self._publish()
+
+    def refusal(self) -> PolicyError | PolicyFault | None:
+        """Why the HTTP request that is being served was refused, or what its policy did wrong; None if neither."""
+        seen = _refused.get()
+        return seen[0] if seen else None
 
     # -- all processes together -----------------------------------------------------------------------
 

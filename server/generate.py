@@ -8,10 +8,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from kvserve import request as wire
-from kvserve.errors import PolicyError
+from kvserve.errors import PolicyError, PolicyFault
 from kvserve.policy import Policy
 from server.choice import HEADER, shown
-from server.errors import refused
+from server.errors import failed, refused
 from server.opening import opened
 from server.service import Service
 from server.spelling import refuse_misspelt
@@ -37,28 +37,37 @@ async def serve(handler: Handler, request: Any, raw_request: Request, shape: Sha
         service.board.reject(error)
         return shape(error)
     if policy is not None and policy.compresses:
-        return await _compressed(handler, service, policy, request, raw_request)
+        return await _compressed(handler, service, policy, request, raw_request, shape)
     _hand_on(request, policy if service.board.switched_on else None)
     response = await handler(request, raw_request)
     may_not_fit = service.options.resident_tokens is not None
-    return await opened(response) if may_not_fit and isinstance(response, StreamingResponse) else response
+    if may_not_fit and isinstance(response, StreamingResponse):
+        return await opened(response, lambda: _answer(service.board.refusal(), shape))
+    return response
 
 
 async def _compressed(
-    handler: Handler, service: Service, policy: Policy, request: Any, raw_request: Request
+    handler: Handler, service: Service, policy: Policy, request: Any, raw_request: Request, shape: Shape
 ) -> Response:
     call = service.ledger.open()
     _hand_on(request, policy, call)
     try:
         response = await handler(request, raw_request)
         if isinstance(response, StreamingResponse):
-            response = await opened(response)
+            response = await opened(response, lambda: _answer(service.board.refusal(), shape))
     except BaseException:
         service.ledger.close(call)
         raise
     if response.status_code < 400:
         response.headers[HEADER] = shown(policy)
     return _reported(response, service, call)
+
+
+def _answer(error: PolicyError | PolicyFault | None, shape: Shape) -> JSONResponse | None:
+    """The plain answer in the place of a stream; None if it goes on."""
+    if error is None:
+        return None
+    return failed(str(error)) if isinstance(error, PolicyFault) else shape(error)
 
 
 def _reported(response: Response, service: Service, call: str) -> Response:

@@ -7,6 +7,7 @@ from starlette.requests import Request
 
 from kvserve.errors import PolicyError
 from kvserve.options import KVOptions, switched_on
+from server import opening
 from server.board import Board, board
 from server.canary import Canary
 from server.choice import Choice
@@ -39,6 +40,7 @@ class Service:
         if on:
             service.ledger.watch(engine_client.output_processor)
             _trace(engine_client.output_processor, service.ledger)
+            opening.watch(engine_client.output_processor)
             _observe(board)
             _guard(service.ledger)
             if options.canary:

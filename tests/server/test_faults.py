@@ -47,8 +47,11 @@ def test_the_error_names_policy_and_cause(server, where):
     assert server.stats()["policies"]["raising"]["errors"] == before + 1
 
 
-def test_before_the_first_token_a_stream_is_a_plain_error(server):
-    assert failing(server, "gathers", stream=True).param == "kv_policy"
+def test_a_stream_that_fails_before_its_first_token(server):
+    """A plain error, or an error event where the headers were sent by then."""
+    policy = asked("gathers", times=10**9, key="stream gathers")
+    with pytest.raises(openai.APIError, match="kv_policy 'raising' failed while "):
+        list(server.complete(PROMPT, policy, stream=True))
 
 
 def test_a_stream_that_has_begun_ends_with_an_error_event(server):

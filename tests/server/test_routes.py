@@ -17,6 +17,7 @@ from vllm.entrypoints.serve.exception_handling.register import init_exception_ha
 from vllm.exceptions import VLLMValidationError
 
 from kvserve import request as wire
+from kvserve.errors import PolicyError
 from kvserve.options import KVOptions
 from kvserve.policy import Facts
 from kvserve.stats import Outcome
@@ -43,10 +44,15 @@ class Model:
     async def create_completion(self, request: Any, raw_request: Any) -> Any:
         self.xargs = request.vllm_xargs
         if self.refuse and not request.stream:
-            raise VLLMValidationError("does not fit", parameter="kv_policy")
+            raise self._refused()
         if (call := (self.xargs or {}).get(wire.CALL)) is not None:
             self.service.ledger.file("a", {wire.CALL: call, **OUTCOME.record()})
         return self._stream() if request.stream else self._whole()
+
+    def _refused(self) -> VLLMValidationError:
+        """As the engine's front end refuses."""
+        self.service.board.reject(PolicyError("does not fit", reason="too_long"))
+        return VLLMValidationError("does not fit", parameter="kv_policy")
 
     def _whole(self) -> CompletionResponse:
         choice = CompletionResponseChoice(index=0, text="ü")
@@ -54,7 +60,7 @@ class Model:
 
     async def _stream(self) -> AsyncIterator[str]:
         if self.refuse:
-            error = {"message": "does not fit", "type": "BadRequestError", "param": "kv_policy", "code": 400}
+            error = {"message": str(self._refused()), "type": "BadRequestError", "param": "kv_policy", "code": 400}
             yield f"data: {json.dumps({'error': error})}\n\n"
         else:
             yield 'data: {"choices":[{"index":0,"text":"ü"}]}\n\n'

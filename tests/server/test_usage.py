@@ -5,9 +5,9 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-from starlette.responses import JSONResponse, StreamingResponse
+import pytest
+from starlette.responses import JSONResponse
 
-from server.opening import opened
 from server.usage import add_to_body, add_to_event, add_to_stream
 
 OUTCOME = {"policy": "streaming", "kept_tokens": 12.5}
@@ -53,6 +53,20 @@ def test_completed_event_of_a_responses_stream() -> None:
     assert "ü" in changed
 
 
+def test_last_but_one_event_of_a_stream_of_messages() -> None:
+    value = {"type": "message_delta", "delta": {"stop_reason": "max_tokens"}, "usage": {"output_tokens": 2}}
+    changed = add_to_event(_sse(value, "message_delta"), lambda: OUTCOME)
+    assert changed.startswith("event: message_delta\ndata: {")
+    assert _added(_sse(value))["usage"] == {"output_tokens": 2, "kv_cache": OUTCOME}
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\u0085", "\x0b", "\x1c", "\r", "\n"])
+def test_marks_that_python_takes_for_line_ends(mark: str) -> None:
+    value = {"type": "response.completed", "response": {"metadata": {"a": f"b{mark}c"}, "usage": USAGE}}
+    response = _added(_sse(value))["response"]
+    assert (response["usage"]["kv_cache"], response["metadata"]) == (OUTCOME, {"a": f"b{mark}c"})
+
+
 def test_other_chunks_are_the_same_string() -> None:
     for chunk in (
         "data: [DONE]\n\n",
@@ -87,30 +101,3 @@ def test_stream_closes_the_call_at_its_end_and_when_it_is_abandoned() -> None:
 
     assert asyncio.run(run()) == ["a", b"b"]
     assert closed == ["end", "left"]
-
-
-def test_a_refused_policy_at_the_start_of_a_stream_is_a_400() -> None:
-    error = {"message": "too long", "type": "BadRequestError", "param": "kv_policy", "code": 400}
-
-    async def run() -> Any:
-        return await opened(StreamingResponse(_chunks(_sse({"error": error}), "data: [DONE]\n\n")))
-
-    response = asyncio.run(run())
-    assert response.status_code == 400
-    assert json.loads(response.body) == {"error": error}
-
-
-def test_other_streams_open_unchanged() -> None:
-    created = _sse({"type": "response.created"}, "response.created")
-    for values in (
-        [_sse({"error": {"message": "x", "param": None, "code": 500}})],
-        [created, _sse({"type": "response.in_progress"}), _sse({"type": "response.output_text.delta"}), "x"],
-        [": keep-alive\n\n", _sse({"choices": []})],
-        [],
-    ):
-
-        async def run(values: list[str] = values) -> Any:
-            response = await opened(StreamingResponse(_chunks(*values)))
-            return await _all(response.body_iterator)  # type: ignore[union-attr]
-
-        assert asyncio.run(run()) == values
