@@ -9,7 +9,6 @@ from kvserve.stats import EngineTotals, Histogram, PolicyTotals
 from server.canary import Findings
 from server.shared import Shared
 
-
 REASONS = ("unknown_policy", "bad_parameter", "unsupported", "too_long")
 
 _refused: ContextVar[list[PolicyError | PolicyFault] | None] = ContextVar("kvserve_refused", default=None)
