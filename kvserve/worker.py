@@ -39,8 +39,9 @@ def _cpu_worker() -> type:
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
     from kvserve.runner import KVRunner
+    from kvserve.seeds import Seeds
 
-    class CPURunner(KVRunner, CPUModelRunner):
+    class CPURunner(Seeds, KVRunner, CPUModelRunner):
         """V1 runner on CPU."""
 
     class CPUKVWorker(Probed, cpu_worker.CPUWorker):
