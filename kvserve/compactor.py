@@ -95,7 +95,9 @@ class Compactor:
     def restart(self, req_id: str, first: int) -> None:
         """The same after a preemption."""
         before = self.requests[req_id]
-        held = self.requests[req_id] = Held(before.name, before.policy, before.asks, before.prompt, before.failed)
+        held = self.requests[req_id] = Held(
+            before.name, before.policy, before.asks, before.prompt, failed=before.failed
+        )
         if not held.failed:
             self._observe(req_id, first)
 
@@ -170,12 +172,16 @@ class Compactor:
         """Make the summaries that these plans of the coming step ask for, those of all requests in one pass."""
         if self.summaries is None:
             return
-        asked = {plan.req_id: plan for plan in plans if plan.req_id in self.summaries}
-        if asked:
-            self.summaries.complete([
-                self.summaries.due(plan, {cache.group: cache for cache in caches(req_id, plan.logical)})
-                for req_id, plan in asked.items()
-            ])  # fmt: skip
+        due = {}
+        for plan in plans:
+            if plan.req_id in self.summaries:
+                try:
+                    found = {cache.group: cache for cache in caches(plan.req_id, plan.logical)}
+                    due[plan.req_id] = self.summaries.due(plan, found)
+                except ValueError as error:
+                    self.requests[plan.req_id].error = error
+        if due:
+            self.summaries.complete([each for req_id, each in due.items() if self.requests[req_id].error is None])
 
     def run(self, plans: Sequence[Plan]) -> None:
         """Execute all plans of one request for the coming step; raises KeyError for an unknown request."""
@@ -188,6 +194,8 @@ class Compactor:
             held.offset[plan.group] = plan.logical - plan.keep
 
     def _compact(self, held: Held, plans: Sequence[Plan]) -> None:
+        if held.error is not None:
+            raise held.error
         started = time.perf_counter()
         steps = [step for plan in plans for step in self._steps(plan)]
         views = LazyViews([partial(self._view, step, held) for step in steps])

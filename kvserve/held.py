@@ -27,6 +27,7 @@ class Held:
     policy: Policy = field(default_factory=Policy)
     asks: Asks = field(default_factory=Asks)
     prompt: int = 0  # tokens
+    error: Exception | None = None  # what will be said of its policy when that is next asked what stays
     failed: bool = False  # its policy has, on this worker and all others: it is about to be ended
     offset: dict[int, int] = field(default_factory=dict)  # group -> logical - physical
     layers: dict[int, LayerMemory] = field(default_factory=dict)

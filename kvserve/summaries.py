@@ -107,9 +107,14 @@ class SummaryMaker:
     # -- a compaction --------------------------------------------------------------------------------
 
     def due(self, plan: Plan, caches: Mapping[int, Cache]) -> Due:
-        """What a compaction asks for: summaries for all the text that it lets go."""
+        """What a compaction asks for: summaries for all the text that it lets go. ValueError for parts of chunks."""
         lost = self._made[plan.req_id].lost
-        return Due(plan.req_id, caches, _gone(caches, lost), (plan.logical - plan.keep) // lost)
+        chunks, rest = divmod(plan.logical - plan.keep, lost)
+        if rest or chunks * self._chunk > plan.logical:
+            raise ValueError(
+                f"due gave {plan.keep} of {plan.logical}; allowed: {lost} less for each whole chunk of text"
+            )
+        return Due(plan.req_id, caches, _gone(caches, lost), chunks)
 
     def complete(self, due: Sequence[Due]) -> None:
         """Make what is asked for and not made yet, in one pass."""

@@ -9,10 +9,9 @@ from kvserve.failed import PolicyFailed
 
 def failing(output_processor: Any, records: Mapping[str, Mapping[str, Any]]) -> list[tuple[Any, str]]:
     """vLLM's states, which it is about to drop, of the requests whose record says that they failed; and why."""
-    found = [
-        (output_processor.request_states.get(req_id), record.get(wire.ERROR)) for req_id, record in records.items()
-    ]
-    return [(state, why) for state, why in found if state is not None and why is not None]
+    why = {req_id: record[wire.ERROR] for req_id, record in records.items() if wire.ERROR in record}
+    found = [(output_processor.request_states.get(req_id), said) for req_id, said in why.items()]
+    return [(state, said) for state, said in found if state is not None]
 
 
 def tell(output_processor: Any, failed: list[tuple[Any, str]], processed: Any) -> None:

@@ -9,6 +9,7 @@ from deploy.dashboards.promql import AGREEMENT, COMPACTION, KEPT, POLICY, REJECT
 EVICTED, MERGED = "kvserve_tokens_evicted_total", "kvserve_tokens_merged_total"
 COMPACTIONS, FREED = "kvserve_compactions_total", "kvserve_blocks_freed_total"
 RELIEVED = "kvserve_pressure_compactions_total"
+ERRORS = "kvserve_policy_errors_total"
 SAME_PREFIX = "kvserve_quality_same_prefix"
 REPLAYS, SKIPPED, QUEUED = "kvserve_canary_replays_total", "kvserve_canary_skipped_total", "kvserve_canary_waiting"
 BUSY = f"{COMPACTION}_sum"
@@ -200,6 +201,15 @@ REFUSALS = [
         SHARE,
         top=1,
     ),
+    Panel(
+        "Errors by policy",
+        "Requests that ended with an error because their policy's own code failed: a fault of the policy, which the "
+        "error and the server's log name. Other requests notice nothing.",
+        by_policy(ERRORS),
+        REQUESTS,
+        UNWANTED,
+        stacked=True,
+    ),
 ]
 
 
@@ -207,7 +217,7 @@ def build() -> Dashboard:
     return frame.framed(
         "kvserve-policies",
         "Policies",
-        "What each compression policy keeps, drops, costs and changes, and which requests were refused.",
+        "What each compression policy keeps, drops, costs and changes, and which requests were refused or failed.",
         TILES,
-        {"Kept": KEPT_SHARES, "Quality": QUALITY, "Dropped": DROPPED, "Cost": COST, "Refused": REFUSALS},
+        {"Kept": KEPT_SHARES, "Quality": QUALITY, "Dropped": DROPPED, "Cost": COST, "Refused and failed": REFUSALS},
     )

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from kvserve import registry
 from kvserve.policy import Facts, GathersMass, LayerView, Merged, Moment, ScoringPolicy
+from policies.ksa import KSA
 
 CALLS: Counter[tuple[str, str]] = Counter()
 """Calls in this process, by the request's `key` and method."""
@@ -173,6 +174,16 @@ class Raising(GathersMass, ScoringPolicy):
             yield self.select(view, keep)
 
 
+class Uneven(KSA):
+    """Lets parts of chunks go, which have no summary."""
+
+    name: ClassVar[str] = "uneven"
+
+    def due(self, at: Moment) -> int | None:
+        keep = super().due(at)
+        return None if keep is None else keep - 1
+
+
 def plugin(folder: Path) -> str:
     """Install it for new processes, as any plug-in is, by an entry point in this folder; their PYTHONPATH."""
     about = folder / "raising-1.0.dist-info"
@@ -186,9 +197,10 @@ def plugin(folder: Path) -> str:
 def installed() -> Iterator[None]:
     """The plug-in can be asked for in this process."""
     found = registry.installed()
-    found[Raising.name] = Raising
+    found.update({Raising.name: Raising, Uneven.name: Uneven})
     CALLS.clear()
     try:
         yield
     finally:
-        found.pop(Raising.name, None)
+        for policy in (Raising, Uneven):
+            found.pop(policy.name, None)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kvserve.failed import PolicyFailed
-from tests.engine import harness, raising
+from tests.engine import harness, raising, taught
 
 BLOCKS = 512
 PROMPTS = [harness.tokens(200, seed=i) for i in range(4)]
@@ -97,6 +97,18 @@ def test_nothing_is_said_that_came_after_the_fault(llm, right):
     said = list(output.outputs[0].token_ids)
     assert 0 < len(said) < 40
     assert said == right[0][0][: len(said)]
+
+
+def test_parts_of_what_has_a_summary(tmp_path):
+    """The summaries of all requests are made in one pass, which must not fail because of one."""
+    prompts = [harness.tokens(n, seed=n) for n in (150, 170)]
+    with raising.installed():
+        llm = harness.start(model=taught.model(tmp_path / "model", ["summary"] * 4), blocks=BLOCKS)
+        [right] = harness.generate(llm, prompts[1:], ["ksa"])
+        failed, other = harness.generate(llm, prompts, ["uneven", "ksa"])
+        harness.stop(llm)
+    assert failed.outputs[0].stop_reason.startswith("kv_policy 'uneven' failed while ")
+    assert harness.said(other) == harness.said(right)
 
 
 # -- tensor parallelism: it fails on one worker, and the other must not wait for it ---------------------

@@ -71,7 +71,7 @@ def test_chunks_add_up(chunks):
     for count in chunks:
         world.step(position, count)
         position += count
-    assert torch.allclose(world.mass().double(), naive(world.queries, world.keys, 0.3, 0), atol=1e-4)
+    assert torch.allclose(world.mass().double(), naive(world.queries, world.keys, Softmax(0.3), 0), atol=1e-4)
 
 
 def test_generated_tokens_count_when_it_is_time():
@@ -83,7 +83,7 @@ def test_generated_tokens_count_when_it_is_time():
         world.step(position, 1)
     assert world.gather.requests["r"].layers[0].upto == 150 + FOLD  # late, but nothing was lost
     world.catch_up(N)
-    assert torch.allclose(world.mass().double(), naive(world.queries, world.keys, 0.3, 0), atol=1e-4)
+    assert torch.allclose(world.mass().double(), naive(world.queries, world.keys, Softmax(0.3), 0), atol=1e-4)
 
 
 @pytest.mark.parametrize("chunks", [[N], [100, 101, 99]])
@@ -93,7 +93,9 @@ def test_every_third_query(chunks):
     for count in chunks:
         world.step(position, count)
         position += count
-    assert torch.allclose(world.mass().double(), 3 * naive(world.queries[::3], world.keys, 0.3, 0, 3), atol=1e-4)
+    assert torch.allclose(
+        world.mass().double(), 3 * naive(world.queries[::3], world.keys, Softmax(0.3), 0, 3), atol=1e-4
+    )
 
 
 def test_mass_stays_with_its_slots():

@@ -246,7 +246,7 @@ def finished(**params: Any) -> EngineCoreRequest:
 
 @pytest.fixture
 def roomy(monkeypatch: pytest.MonkeyPatch) -> None:
-    facts = SimpleNamespace(pool_tokens=60, chunk=512)
+    facts = SimpleNamespace(pool_tokens=60, chunk=512, block_sizes=())
     monkeypatch.setattr("kvserve.replay.facts_of", lambda _: facts)
 
 

@@ -32,6 +32,7 @@ CONTRACT = {
     "kvserve_kv_bytes": "gauge",
     "kvserve_kv_pool_bytes": "gauge",
     "kvserve_policy_rejections_total": "counter",
+    "kvserve_policy_errors_total": "counter",
     "kvserve_pressure_compactions_total": "counter",
     "kvserve_preemptions_avoided_total": "counter",
     "kvserve_build_info": "gauge",
