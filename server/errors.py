@@ -1,6 +1,7 @@
 """Refusals and faults in the error body of each API, made by vLLM's own functions so that they look like its others."""
 
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.requests import Request
@@ -21,9 +22,13 @@ def refused(error: PolicyError) -> JSONResponse:
 
 def failed(message: str) -> JSONResponse:
     """HTTP 500: a policy's own code has ended the request."""
+    return JSONResponse(fault_body(message), status_code=HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
+def fault_body(message: str) -> dict[str, Any]:
+    """What such an answer says."""
     status = HTTPStatus.INTERNAL_SERVER_ERROR
-    body = create_error_response(message, "InternalServerError", status, "kv_policy")
-    return JSONResponse(body.model_dump(), status_code=status)
+    return create_error_response(message, "InternalServerError", status, "kv_policy").model_dump()
 
 
 def handle(app: FastAPI) -> None:
@@ -31,13 +36,19 @@ def handle(app: FastAPI) -> None:
 
     async def found_here(raw_request: Request, fault: Exception) -> JSONResponse:
         board.reject(fault)  # type: ignore[arg-type]
-        return failed(str(fault))
+        return _failed_on(raw_request, fault)
 
     async def found_elsewhere(raw_request: Request, fault: Exception) -> JSONResponse:
-        return failed(str(fault))
+        return _failed_on(raw_request, fault)
 
     app.exception_handler(PolicyFault)(found_here)
     app.exception_handler(PolicyFailed)(found_elsewhere)  # by the engine and its front end, which have counted it
+
+
+def _failed_on(raw_request: Request, fault: Exception) -> JSONResponse:
+    if raw_request.url.path.endswith("/v1/messages"):
+        return translate_error_response(create_error_response(PolicyFailed(str(fault))))
+    return failed(str(fault))
 
 
 def refused_in_messages(error: PolicyError) -> JSONResponse:

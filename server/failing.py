@@ -1,10 +1,17 @@
 """Requests that their policy's own code has ended: clients hear why, in the place of vLLM's "Internal server error"."""
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import aclosing
 from typing import Any
+
+from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 
 from kvserve import request as wire
 from kvserve.failed import PolicyFailed
+from server.usage import dumps
+
+ERRORS = ("event: error", 'data: {"error"')
+"""How the event begins with which vLLM says that a stream has failed."""
 
 
 def failing(output_processor: Any, records: Mapping[str, Mapping[str, Any]]) -> list[tuple[Any, str]]:
@@ -22,3 +29,34 @@ def tell(output_processor: Any, failed: list[tuple[Any, str]], processed: Any) -
             processed.reqs_to_abort.extend(others)
         if state.queue is not None:
             state.queue.put(PolicyFailed(why))
+
+
+async def explained(chunks: AsyncIterator[Any], why: Callable[[], str | None], path: str) -> AsyncIterator[Any]:
+    """The same stream of an endpoint, but if its policy has ended it with an event that says so.
+
+    vLLM's own has no `param`, in /v1/messages not the message either, and in /v1/responses there is none: the
+    connection is cut.
+    """
+    sent = 0
+    try:
+        async with aclosing(chunks) as inner:  # type: ignore[type-var]
+            async for chunk in inner:
+                wrong = isinstance(chunk, str) and chunk.startswith(ERRORS)
+                yield _event(path, said, sent) if wrong and (said := why()) is not None else chunk
+                sent += 1
+    except Exception:
+        if (said := why()) is None:
+            raise
+        yield _event(path, said, sent)
+
+
+def _event(path: str, why: str, number: int) -> str:
+    """The error event of each API."""
+    if path.endswith("/messages"):
+        body = {"type": "error", "error": {"type": "internal_error", "message": why}}
+    elif path.endswith("/responses"):
+        about = {"code": "server_error", "message": why, "param": "kv_policy"}
+        body = {"type": "error", "sequence_number": number, **about}
+    else:
+        return f"data: {dumps(create_error_response(PolicyFailed(why), param='kv_policy').model_dump())}\n\n"
+    return f"event: error\ndata: {dumps(body)}\n\n"

@@ -12,6 +12,7 @@ from kvserve.errors import PolicyError, PolicyFault
 from kvserve.policy import Policy
 from server.choice import HEADER, shown
 from server.errors import failed, refused
+from server.failing import explained
 from server.opening import opened
 from server.service import Service
 from server.spelling import refuse_misspelt
@@ -60,7 +61,7 @@ async def _compressed(
         raise
     if response.status_code < 400:
         response.headers[HEADER] = shown(policy)
-    return _reported(response, service, call)
+    return _reported(response, service, call, raw_request.url.path)
 
 
 def _answer(error: PolicyError | PolicyFault | None, shape: Shape) -> JSONResponse | None:
@@ -70,14 +71,14 @@ def _answer(error: PolicyError | PolicyFault | None, shape: Shape) -> JSONRespon
     return failed(str(error)) if isinstance(error, PolicyFault) else shape(error)
 
 
-def _reported(response: Response, service: Service, call: str) -> Response:
+def _reported(response: Response, service: Service, call: str, path: str) -> Response:
     """The response, or its stream, with `usage.kv_cache`; the call is closed when it has been sent."""
 
     def outcome() -> dict[str, Any] | None:
         return service.ledger.outcome(call)
 
     if isinstance(response, StreamingResponse):
-        chunks = aiter(response.body_iterator)
+        chunks = explained(aiter(response.body_iterator), lambda: service.ledger.fault(call), path)
         response.body_iterator = add_to_stream(chunks, outcome, lambda: service.ledger.close(call))
         finalize(response, service.ledger.close, call)  # a client that leaves before the body is begun
         return response

@@ -30,6 +30,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self._calls: dict[str, dict[str, dict[str, Any]]] = {}
+        self._faults: dict[str, str] = {}  # by call: what its policy did wrong
         self._mark = uuid4().hex  # begins all our ids; clients never see one
         self.passing: dict[str, dict[str, Any]] = {}  # by request, of the outputs that vLLM is processing now
 
@@ -43,6 +44,7 @@ class Ledger:
 
     def close(self, call: str) -> None:
         self._calls.pop(call, None)
+        self._faults.pop(call, None)
 
     def guard(self, extra_args: dict[str, Any] | None) -> None:
         """Raise PolicyError for a call that is not one of ours, open or closed: queued requests outlive theirs."""
@@ -59,9 +61,16 @@ class Ledger:
         """Keep the newest record of a sequence (the engine may report a running request more than once)."""
         record = dict(record)
         call = record.pop(wire.CALL, None)
-        of_call = self._calls.get(call) if isinstance(call, str) else None  # a fault here would end every request
-        if of_call is not None:
-            of_call[sequence] = record
+        if not isinstance(call, str) or call not in self._calls:  # a fault here would end every request
+            return
+        if wire.ERROR in record:
+            self._faults[call] = record[wire.ERROR]
+        else:
+            self._calls[call][sequence] = record
+
+    def fault(self, call: str) -> str | None:
+        """Why the policy of an open call has ended it, if it has."""
+        return self._faults.get(call)
 
     def outcome(self, call: str) -> dict[str, Any] | None:
         """`usage.kv_cache` of a call so far: sums over its sequences; None if none has reported."""
@@ -77,8 +86,7 @@ class Ledger:
         params = output.kv_transfer_params
         if params and RECORD in params:
             self.passing[output.request_id] = params[RECORD]
-            if wire.ERROR not in params[RECORD]:
-                self.file(output.request_id, params[RECORD])
+            self.file(output.request_id, params[RECORD])
             output.kv_transfer_params = {k: v for k, v in params.items() if k != RECORD} or None
 
     def watch(self, output_processor: Any) -> None:

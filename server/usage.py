@@ -11,7 +11,7 @@ Outcome = Callable[[], dict[str, Any] | None]
 FIELD = "kv_cache"
 
 
-def _dumps(value: Any) -> str:
+def dumps(value: Any) -> str:
     """As vLLM's own bodies are written: compact, not escaped."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
@@ -62,7 +62,7 @@ def add_to_event(chunk: str, outcome: Outcome) -> str:
     if usage is None or found is None:
         return chunk
     usage[FIELD] = found
-    lines = [f"data: {_dumps(event)}" if line.startswith("data: {") else line for line in chunk.split("\n")]
+    lines = [f"data: {dumps(event)}" if line.startswith("data: {") else line for line in chunk.split("\n")]
     return "\n".join(lines)
 
 

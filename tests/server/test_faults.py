@@ -15,7 +15,7 @@ PROMPT = "one two three four five six seven eight nine ten " * 30
 def server(tmp_path_factory):
     """With the plug-in of `tests.engine.raising` installed: an entry point, as any plug-in has."""
     path = raising.plugin(tmp_path_factory.mktemp("site"))
-    command = ["kvserve", "serve", "--max-model-len", "2048"]
+    command = ["kvserve", "serve", "--max-model-len", "2048", "--enable-scale-out"]
     with serving(tmp_path_factory.mktemp("server") / "log", command, {"PYTHONPATH": path}) as running:
         yield running
 
@@ -80,3 +80,34 @@ def test_of_several_sequences_one_fails_and_all_are_given_back(server):
 def test_a_list_of_policies_does_not_fail_with_one_of_them(server):
     found = {card["name"]: card for card in server.http.get("/v1/kv/policies").json()["data"]}
     assert found["raising"]["supported"] is True
+
+
+CHAT = {"messages": [{"role": "user", "content": PROMPT}], "max_tokens": 100}
+ROUTES = {
+    "/v1/chat/completions": {**CHAT, "max_tokens": 100},
+    "/v1/chat/completions/batch": {"messages": [CHAT["messages"]] * 2, "max_tokens": 100},
+    "/v1/responses": {"input": PROMPT, "max_output_tokens": 100},
+    "/v1/messages": CHAT,
+    "/inference/v1/generate": {"token_ids": list(range(10, 300)), "sampling_params": {"max_tokens": 100}},
+}
+
+
+@pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.parametrize("where", ["validator", "gathers", "select"])
+def test_other_routes(server, path, where):
+    body = {"model": MODEL, "ignore_eos": True, **ROUTES[path], "kv_policy": asked(where, key=f"{path}{where}")}
+    answer = server.http.post(path, json=body)
+    assert answer.status_code == 500, answer.text
+    assert "kv_policy 'raising' failed while " in answer.text
+    assert server.http.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages"])
+def test_streams_of_other_routes(server, path):
+    policy = asked("select", key=f"stream {path}")
+    body = {"model": MODEL, "stream": True, "ignore_eos": True, **ROUTES[path], "kv_policy": policy}
+    with server.http.stream("POST", path, json=body) as response:
+        said = response.read().decode()
+    assert "kv_policy 'raising' failed while " in said
+    assert "completed" not in said
+    assert (path == "/v1/messages") or '"param":"kv_policy"' in said
