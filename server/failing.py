@@ -53,7 +53,7 @@ async def explained(chunks: AsyncIterator[Any], why: Callable[[], str | None], p
 def _event(path: str, why: str, number: int) -> str:
     """The error event of each API."""
     if path.endswith("/messages"):
-        body = {"type": "error", "error": {"type": "internal_error", "message": why}}
+        body: dict[str, Any] = {"type": "error", "error": {"type": "internal_error", "message": why}}
     elif path.endswith("/responses"):
         about = {"code": "server_error", "message": why, "param": "kv_policy"}
         body = {"type": "error", "sequence_number": number, **about}
