@@ -4,10 +4,9 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
-from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
-
 from kvserve import request as wire
 from kvserve.failed import PolicyFailed
+from server.errors import fault_body
 from server.usage import dumps
 
 ERRORS = ("event: error", 'data: {"error"')
@@ -58,5 +57,5 @@ def _event(path: str, why: str, number: int) -> str:
         about = {"code": "server_error", "message": why, "param": "kv_policy"}
         body = {"type": "error", "sequence_number": number, **about}
     else:
-        return f"data: {dumps(create_error_response(PolicyFailed(why), param='kv_policy').model_dump())}\n\n"
+        return f"data: {dumps(fault_body(why))}\n\n"
     return f"event: error\ndata: {dumps(body)}\n\n"
