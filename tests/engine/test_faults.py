@@ -42,16 +42,16 @@ def asked(where, after=0, **more):
     return {**fields, "key": f"{where}{after}", **chunks, **more}
 
 
-def calls(llm, where):
+def calls(llm, where, **more):
     """How often the engine calls it for one request."""
-    policy = asked(where, after=10**8)
+    policy = asked(where, after=10**8, **more)
     harness.generate(llm, [PROMPTS[0]], [policy])
     return raising.CALLS[policy["key"], where]
 
 
-def served(llm, where, after):
+def served(llm, where, after, **more):
     """The batch with a request that fails; its error, and the outputs of the others."""
-    engine, policies = llm.llm_engine, [asked(where, after), *GOOD]
+    engine, policies = llm.llm_engine, [asked(where, after, **more), *GOOD]
     assert llm.reset_prefix_cache()
     outputs, why = {}, None
     for i, (prompt, policy) in enumerate(zip(PROMPTS, policies, strict=True)):
@@ -81,6 +81,20 @@ def test_each_method_first_and_last(llm, right, where):
         assert harness.free_blocks(llm) == BLOCKS - 1
         llm.llm_engine.step()  # tells the worker who has ended
         assert not harness.runner(llm).kv.requests
+
+
+@pytest.mark.parametrize("more", [{"at": 100}, {"when": "pressure"}], ids=["at", "pressure"])
+@pytest.mark.parametrize("where", ["due", "target", "prompt_of"])
+def test_at_every_tenth_of_its_calls(llm, right, where, more):
+    """The scheduler also asks while it cuts a prompt into chunks, and who could give blocks back."""
+    more |= {"key": f"{where}{more}"}
+    count = calls(llm, where, **more)
+    for tenth in range(10 if count else 0):
+        raising.CALLS.clear()
+        why, others = served(llm, where, count * tenth // 10, **more)
+        assert why.startswith(START)
+        assert [harness.said(o) for o in others] == right[1:]
+    assert count > 5 or (where, "when" in more) == ("due", True)  # which is not asked under no pressure
 
 
 def test_it_is_counted(llm):
