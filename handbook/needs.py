@@ -96,6 +96,8 @@ def _others(cls: type[Policy]) -> Iterator[tuple[str, Policy]]:
 
 
 def _values(schema: dict[str, Any]) -> list[Any]:
+    if "anyOf" in schema:
+        return [value for one in schema["anyOf"] for value in _values({"default": schema.get("default"), **one})]
     if "enum" in schema:
         return [value for value in schema["enum"] if value != schema.get("default")]
     return [schema["maximum"]] if "maximum" in schema and schema["maximum"] != schema.get("default") else []

@@ -139,6 +139,7 @@ class Accounts:
             compactions=tracked.compactions,
             resident_bytes=resident,
             full_bytes=full,
+            granularity="group" if tracked.policy.bundled(self.facts) else None,
         )
 
     def finished(self, request: Request, tracked: Tracked | None) -> Outcome | None:

@@ -5,6 +5,7 @@ compressed requests runs the stock code on the stock metadata.
 """
 
 import copy
+from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
@@ -28,20 +29,47 @@ class Tap(Protocol):
     def after(self, query: Tensor, output: Tensor) -> None: ...
 
 
+class Alike:
+    """Metadata of one step for the layer groups that differ in nothing but where their tokens lie."""
+
+    def __init__(self) -> None:
+        self._step: Tensor | None = None  # the step's positions: groups are asked with the same object
+        self._made: Any = None
+
+    def of(self, common_attn_metadata: Any, build: Callable[[], Any]) -> Any:
+        if self._step is not common_attn_metadata.positions:
+            self._step, self._made = common_attn_metadata.positions, build()
+            return self._made
+        twin = copy.copy(self._made)
+        twin.block_table, twin.slot_mapping = common_attn_metadata.block_table_tensor, common_attn_metadata.slot_mapping
+        return twin
+
+
 class PhysicalLengths:
     """Mixin for metadata builders."""
 
     kv_lengths: Lengths | None = None
+    kv_alike: Alike | None = None  # shared by the builders of such groups
     # Groups differ in their lengths, so no group may reuse another one's metadata.
     supports_update_block_table: bool = False
 
     def build(self, common_prefix_len: int, common_attn_metadata: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.kv_lengths is not None:
-            physical = self.kv_lengths.physical(common_attn_metadata.seq_lens)
-            if physical is not None:
-                common_attn_metadata = copy.copy(common_attn_metadata)  # shared by the groups
-                common_attn_metadata.seq_lens = physical
-        return super().build(common_prefix_len, common_attn_metadata, *args, **kwargs)  # type: ignore[misc]
+        build = super().build  # type: ignore[misc]
+        physical = self.kv_lengths.physical(common_attn_metadata.seq_lens) if self.kv_lengths is not None else None
+        if physical is not None:
+            common_attn_metadata = copy.copy(common_attn_metadata)  # shared by the groups
+            common_attn_metadata.seq_lens = physical
+        elif self.kv_alike is not None:
+            return self.kv_alike.of(
+                common_attn_metadata, lambda: build(common_prefix_len, common_attn_metadata, *args, **kwargs)
+            )
+        return build(common_prefix_len, common_attn_metadata, *args, **kwargs)
+
+
+def shape_of(builder: Any) -> tuple[Any, ...]:
+    """What the CPU backend's metadata depends on beside the step: builders of equal shape make equal metadata."""
+    names = "num_heads", "num_kv_heads", "head_dim", "dtype", "window_size", "block_size", "kv_cache_dtype", "isa"
+    return (type(builder), *(getattr(builder, name) for name in names))
 
 
 class QueryTap:

@@ -32,7 +32,7 @@ class Policy(BaseModel):
     observes: ClassVar[Literal["prompt", "all"]] = "prompt"  # whose queries add to mass and moments
     compresses: ClassVar[bool] = True
     per_head: ClassVar[bool] = True  # whether the KV heads of a layer choose for themselves
-    budgeted: ClassVar[bool] = True  # whether a request chooses how many tokens stay
+    budgeted: ClassVar[bool] = True  # whether exactly as many tokens stay as a request asks for
 
     budget: int | float = Field(
         0.5,
@@ -65,7 +65,7 @@ class Policy(BaseModel):
 
     @model_validator(mode="after")
     def _budget_in_range(self) -> "Policy":
-        if not self.budgeted:
+        if self.budget is None:  # a policy that says so in its field
             return self
         low, high = (0, 1) if isinstance(self.budget, float) else (0, MOST)
         if not low < self.budget <= high:
@@ -137,8 +137,12 @@ class Policy(BaseModel):
         if problem:
             raise PolicyError(f"kv_policy {self.name!r} {problem}", param="kv_policy.name", reason="unsupported")
 
-    def settled(self, facts: Facts) -> "Policy":
-        """This policy, knowing the server that it has passed `check` for."""
+    def bundled(self, facts: Facts) -> bool:
+        """Whether layers that share block tables on this server get the mean of what each of them was to get."""
+        return False
+
+    def settled(self, facts: Facts, prompt: int) -> "Policy":
+        """This policy, knowing the server that it has passed `check` for and how many tokens its prompt has."""
         return self
 
     # -- when, and how many (scheduler; plain integers) ---------------------------------------------

@@ -57,6 +57,7 @@ def made_of(vllm_config: Any, kv_cache_config: Any) -> Facts:
         pool_blocks=usable,
         block_sizes=sizes,
         other_groups=tuple(_other(g, vllm_config) for g in others),
+        bundling=next((note(g.kv_cache_spec, "bundling") for g in groups), ""),
     )
 
 

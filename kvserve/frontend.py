@@ -46,17 +46,20 @@ def effective(extra_args: dict[str, Any] | None, vllm_config: Any) -> Policy | N
     return None if value is None else wire.parse(value)
 
 
-def check(policy: Policy | None, prompt: int, params: SamplingParams, vllm_config: Any) -> None:
-    """Refuse what can never be served; bound max_tokens by what the pool can hold for one request."""
+def check(policy: Policy | None, prompt: int, params: SamplingParams, vllm_config: Any) -> Policy:
+    """Refuse what can never be served; bound max_tokens by what the pool can hold for one request.
+
+    Returns the policy as it will run, "full" for None.
+    """
     known = facts(vllm_config)
     policy = policy or get("full")()
     with blaming(policy.name, CHECKING):
-        _check(policy, prompt, params, known)
+        return _check(policy, prompt, params, known)
 
 
-def _check(policy: Policy, prompt: int, params: SamplingParams, known: Facts) -> None:
+def _check(policy: Policy, prompt: int, params: SamplingParams, known: Facts) -> Policy:
     policy.check(known)
-    policy = policy.settled(known)
+    policy = policy.settled(known, prompt)
     _refuse_prompt_logprobs(policy, params)
     if policy.at is not None and policy.at > prompt:
         raise PolicyError(
@@ -65,6 +68,7 @@ def _check(policy: Policy, prompt: int, params: SamplingParams, known: Facts) ->
         )
     if params.max_tokens is not None and known.pool_tokens:
         params.max_tokens = fitting(policy, prompt, params.max_tokens, known)
+    return policy
 
 
 def _refuse_prompt_logprobs(policy: Policy, params: SamplingParams) -> None:
@@ -123,10 +127,10 @@ def _settle(request: Any, policy: Policy | None, vllm_config: Any) -> None:
         del params.extra_args[wire.CANARY]  # a client that would hide from the books
     _refuse_pictures(policy, bool(request.mm_features), facts(vllm_config))
     tokens = request.prompt_token_ids if request.prompt_token_ids is not None else request.prompt_embeds
-    check(policy, len(tokens), params, vllm_config)
+    settled = check(policy, len(tokens), params, vllm_config)
     salt = None
     if policy is not None:
         with blaming(policy.name, CHECKING):
             params.extra_args = {**defaults, **(params.extra_args or {}), wire.KEY: wire.dump(policy)}
-            salt = policy.salt
+            salt = settled.salt
     request.cache_salt = salted(request.cache_salt, salt)

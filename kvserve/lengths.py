@@ -45,7 +45,7 @@ class GroupLengths:
 
 def shift_slots(block_table: Any, lengths: GroupLengths, request_of_token: Callable[[int], Tensor]) -> None:
     """Make one of vLLM's block tables map tokens to slots by physical position."""
-    stock = block_table.compute_slot_mapping
+    stock = _straight(block_table) if _on_cpu(block_table) else block_table.compute_slot_mapping
 
     def compute_slot_mapping(num_reqs: int, query_start_loc: Tensor, positions: Tensor) -> None:
         if lengths.active:
@@ -53,3 +53,18 @@ def shift_slots(block_table: Any, lengths: GroupLengths, request_of_token: Calla
         stock(num_reqs, query_start_loc, positions)
 
     block_table.compute_slot_mapping = compute_slot_mapping
+
+
+def _on_cpu(block_table: Any) -> bool:
+    return getattr(block_table, "device", None) == torch.device("cpu")
+
+
+def _straight(block_table: Any) -> Callable[[int, Tensor, Tensor], None]:
+    """What `compute_slot_mapping` does on CPU, without the way there: vLLM binds a Triton launch that is none."""
+    kernel = torch.ops._C.compute_slot_mapping_kernel_impl.default
+
+    def compute_slot_mapping(num_reqs: int, query_start_loc: Tensor, positions: Tensor) -> None:
+        table, slots = block_table.block_table.gpu, block_table.slot_mapping.gpu
+        kernel(query_start_loc, positions, table, slots, block_table.block_size)
+
+    return compute_slot_mapping

@@ -11,7 +11,12 @@ class KVOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     policy: str | None = Field(None, description="Policy of requests that name none")
-    groups: int = Field(1, ge=1, description="Layer groups with block tables of their own")
+    groups: int | None = Field(
+        None,
+        ge=1,
+        description="Layer groups with block tables of their own, for policies whose budgets differ by layer; left "
+        "out, as few as the policies need",
+    )
     resident_tokens: int | None = Field(
         None,
         ge=1,

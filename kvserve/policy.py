@@ -95,10 +95,11 @@ class GathersMass(Policy):
 class UnevenLayers(Policy):
     """A policy that gives layers budgets of different size: it needs layers with block tables of their own."""
 
-    granularity: Literal["layer", "group"] = Field(
-        "layer",
+    granularity: Literal["layer", "group"] | None = Field(
+        None,
         description="'layer': every layer gets its own budget, which needs a server with one layer per group; "
-        "'group': layers that share a block table get the mean of their budgets",
+        "'group': layers that share a block table get the mean of their budgets; null: by layer where the server can, "
+        "else by group, which usage.kv_cache says",
     )
 
     @property
@@ -106,13 +107,16 @@ class UnevenLayers(Policy):
         """Whether these parameters make budgets differ at all."""
         return True
 
+    def bundled(self, facts: Facts) -> bool:
+        return self.uneven and facts.groups < facts.num_layers
+
     def check(self, facts: Facts) -> None:
         super().check(facts)
-        if self.uneven and self.granularity == "layer" and facts.groups < facts.num_layers:
+        if self.granularity == "layer" and self.bundled(facts):
             raise PolicyError(
-                f"kv_policy {self.name!r} gives each of the {facts.num_layers} layers a budget of its own, but this "
-                f"server holds them in {facts.groups} group(s); start it with --kv-groups {facts.num_layers}, or send "
-                "granularity 'group' for the mean budget of each group",
+                f"kv_policy {self.name!r} with granularity 'layer' gives each of the {facts.num_layers} layers a "
+                f"budget of its own, but this server holds them in {facts.groups} group(s); start it with --kv-groups "
+                f"{facts.num_layers}, or leave granularity out for the mean budget of each group",
                 param="kv_policy.granularity",
                 reason="unsupported",
             )

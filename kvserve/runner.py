@@ -11,6 +11,8 @@ from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
 
 from kvserve import attach, summary_file
 from kvserve import request as wire
+from kvserve.attention import Alike, shape_of
+from kvserve.bundles import chosen
 from kvserve.compactor import Compactor
 from kvserve.facts import made_of
 from kvserve.feedback import attached as with_feedback
@@ -35,20 +37,23 @@ class KVRunner:
     # -- start-up ------------------------------------------------------------------------------------
 
     def get_kv_cache_spec(self) -> dict[str, KVCacheSpec]:
-        options = KVOptions.of(self.vllm_config)  # type: ignore[attr-defined]
-        summaries = summary_file.about_for(self.vllm_config)  # type: ignore[attr-defined]
+        config = self.vllm_config  # type: ignore[attr-defined]
+        options, summaries = KVOptions.of(config), summary_file.about_for(config)
+        kinds = summaries.layers if summaries else ()
         specs: dict[str, KVCacheSpec] = super().get_kv_cache_spec()  # type: ignore[misc]
         attach.refuse(self, specs)
-        ours = [name for name in specs if compressible(specs[name])]
-        self.kv_ropes = attach.ropes_of(self, ours)
+        ours = {name: spec for name, spec in specs.items() if compressible(spec)}
+        self.kv_ropes = attach.ropes_of(self, list(ours))
         unknown = [name for name in ours if name not in self.kv_ropes]
+        bundles = chosen(options.groups, list(ours.values()), len(specs) - len(ours), kinds, config)
         return tagged(
             specs,
-            options.groups,
-            summaries.layers if summaries else (),
+            bundles.groups,
+            kinds,
             resident_tokens=options.resident_tokens,
             rope_problem=f"what positions do to the keys of layer {unknown[0]!r} is not known" if unknown else None,
             unrotated=sum(not rope.rotated for rope in self.kv_ropes.values()),
+            bundling=bundles.why,
         )
 
     def initialize_kv_cache(self, kv_cache_config: KVCacheConfig, *args: Any, **kwargs: Any) -> None:
@@ -71,10 +76,14 @@ class KVRunner:
         for layer, module in attached:
             module.impl.kv_tap = Tap(self.kv, layer)
         self._kv_lengths = {g: GroupLengths(self.max_num_reqs, device) for g in layers}  # type: ignore[attr-defined]
+        alike: dict[Any, Alike] = {}
         for g, lengths in self._kv_lengths.items():
             shift_slots(self.input_batch.block_table[g], lengths, lambda n: self.req_indices.gpu[:n])  # type: ignore[attr-defined]
             for attn_group in self.attn_groups[g]:  # type: ignore[attr-defined]
-                attn_group.get_metadata_builder(0).kv_lengths = lengths
+                builder = attn_group.get_metadata_builder(0)
+                builder.kv_lengths = lengths
+                if device.type == "cpu":
+                    builder.kv_alike = alike.setdefault(shape_of(builder), Alike())
 
     # -- a step --------------------------------------------------------------------------------------
 
@@ -119,8 +128,9 @@ class KVRunner:
 
     def _kv_policy(self, extra_args: dict[str, Any], req_id: str) -> tuple[Policy, int]:
         """A request's policy, and how many of its tokens count as prompt."""
-        policy = wire.parse(extra_args[wire.KEY]).settled(self._kv_facts)
-        return policy, policy.prompt_of(self.requests[req_id].num_prompt_tokens)  # type: ignore[attr-defined]
+        prompt = self.requests[req_id].num_prompt_tokens  # type: ignore[attr-defined]
+        policy = wire.parse(extra_args[wire.KEY]).settled(self._kv_facts, prompt)
+        return policy, policy.prompt_of(prompt)
 
     def _kv_begin_step(self, kv: Compactor, scheduler_output: SchedulerOutput) -> None:
         if not kv.requests:

@@ -22,6 +22,7 @@ from kvserve.options import KVOptions
 from kvserve.plan import KVSchedulerOutput, Plan
 from kvserve.planner import PLANNING, Planner
 from kvserve.replay import CHUNK
+from kvserve.spare import pass_by
 from kvserve.stats import Outcome
 from kvserve.tracked import Tracked
 
@@ -36,6 +37,7 @@ class _Compressing:
         self.kv_canaries: dict[str, int] = {}  # replays of a canary: tokens before the answer they are about
         self.kv = Accounts(self)
         publish_if(self.kv_cache_manager.coordinator, self._kv_exact)  # type: ignore[attr-defined]
+        pass_by(self.kv_cache_manager)  # type: ignore[attr-defined]
         if (default := KVOptions.of(self.vllm_config).policy) is not None:  # type: ignore[attr-defined]
             wire.parse(default).check(self.kv.facts)  # better no server than one that refuses every request
         self.kv_faults = Faults()
@@ -48,7 +50,7 @@ class _Compressing:
         if (judged := wire.judged_from(params.extra_args if params else None)) is not None:
             self._kv_admit_canary(request, judged)
         with self.kv_faults.guard(request, "it was being admitted"):
-            tracked = Tracked.of(params.extra_args if params else None, self.kv.facts)
+            tracked = Tracked.of(params.extra_args if params else None, self.kv.facts, request.num_prompt_tokens)
             if tracked is not None and request.request_id not in self.kv_requests:
                 self.kv_requests[request.request_id] = tracked
                 self._kv_admit(request, tracked)

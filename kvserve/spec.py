@@ -24,6 +24,7 @@ class CompressibleSpec(FullAttentionSpec):
     resident_tokens: int | None = None  # start-up needs room for this many tokens, not max_model_len
     rope_problem: str | None = None  # of the model, the same for all layers, as is the next: see Facts
     unrotated: int = 0
+    bundling: str = ""  # why there are as many groups as there are
 
     @classmethod
     def of(cls, spec: FullAttentionSpec, **ours: Any) -> "CompressibleSpec":

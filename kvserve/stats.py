@@ -8,7 +8,7 @@ import json
 import time
 from bisect import bisect_left
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 """Edges of `compaction_seconds`: a plan on a small model takes about 1 ms, on a 7B model on CPU 0.1 s."""
@@ -119,6 +119,8 @@ class Outcome:
     compactions: int
     resident_bytes: int
     full_bytes: int
+    granularity: Literal["group"] | None = None  # "group": layers that share block tables got the mean of their budgets
 
     def record(self) -> dict[str, Any]:
-        return asdict(self)
+        """What a client reads; what is None is left out, but for the budget."""
+        return {name: value for name, value in asdict(self).items() if value is not None or name == "budget"}

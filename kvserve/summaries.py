@@ -163,6 +163,8 @@ class SummaryMaker:
 
     def begin_step(self, readings: list[Reading]) -> None:
         """`readings`: of the spans of the coming step that `needs` said yes to."""
+        if not readings and not self._readings:
+            return
         self._readings, due = readings, []
         for span, caches in readings:
             made = self._made[span.req_id]

@@ -27,12 +27,12 @@ class Tracked:
     rounds: Rounds = field(default_factory=Rounds)
 
     @classmethod
-    def of(cls, extra_args: dict[str, Any] | None, facts: Facts) -> "Tracked | None":
+    def of(cls, extra_args: dict[str, Any] | None, facts: Facts, prompt: int) -> "Tracked | None":
         """From a request's sampling parameters; None if it has no policy or one that keeps everything."""
         policy = wire.compressing(extra_args)
         if policy is None:
             return None
-        policy = policy.settled(facts)
+        policy = policy.settled(facts, prompt)
         return cls(policy, Asks.of(policy), (extra_args or {}).get(wire.CALL), whole=True)
 
     @property

@@ -4,7 +4,7 @@ import math
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, PrivateAttr
+from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor
 
 from kvserve.policy import EVERYTHING, Facts, LayerView, Merged, Moment, Policy, PolicyError, Summaries
@@ -17,7 +17,8 @@ class KSA(Policy):
     The paper's visibility exactly: a text token sees the text of its own chunk and of the `window` chunks before, and
     the summaries of all chunks before those. It needs a model with summary parameters (`kvserve train-summary`, or a
     converted published checkpoint). How much is kept follows from the window: of n tokens,
-    n - (C - 1) * max(0, n // C - window) entries in a summary layer.
+    n - (C - 1) * max(0, n // C - window) entries in a summary layer. A `budget` chooses the window with which the
+    prompt comes nearest to it (mean over all layers); no window keeps less than one summary for each chunk before it.
 
     The released code computes summaries as rows of the running sequence; here they are computed from the cached text of
     their chunk when it leaves the window, which is the same, since they see nothing else.
@@ -35,7 +36,11 @@ class KSA(Policy):
     summaries: bool = Field(
         True, description="False: text that leaves the window is dropped (the paper's baseline without summaries)"
     )
-    budget: None = Field(None, description="Not a choice: what is kept follows from `window`")  # type: ignore[assignment]
+    budget: int | float | None = Field(  # type: ignore[assignment]
+        None,
+        description="In the place of `window`: the one with which the prompt comes nearest to this many tokens kept "
+        "per layer (mean), or to this share of it in (0, 1]; while text is generated the window stays",
+    )
     at: None = Field(None, description="Not a choice: a chunk is replaced when it leaves the window")
     prefill: Literal["whole", "chunks"] = Field(
         "whole",
@@ -48,13 +53,24 @@ class KSA(Policy):
 
     _summaries: Summaries | None = PrivateAttr(None)
     _block_size: int = PrivateAttr(1)
+    _chosen: int | None = PrivateAttr(None)  # the window that the budget asks for
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> "KSA":
+        if self.window is not None and self.budget is not None:
+            raise PolicyError(
+                f"kv_policy.budget is {self.budget} and kv_policy.window is {self.window}; allowed: one of them, "
+                "since a budget chooses the window",
+                param="kv_policy.budget",
+            )
+        return self
 
     # -- what it is --------------------------------------------------------------------------------
 
     @property
     def salt(self) -> str:
         """Text behind the window has other keys than under full attention."""
-        return f"ksa {self.window or 'as trained'} {self.summaries}"
+        return f"ksa {self.window or self._chosen or 'as trained'} {self.summaries}"
 
     @property
     def summarised(self) -> bool:
@@ -81,10 +97,18 @@ class KSA(Policy):
                 reason="unsupported",
             )
 
-    def settled(self, facts: Facts) -> "KSA":
+    def settled(self, facts: Facts, prompt: int) -> "KSA":
         own = self.model_copy()
         own._summaries, own._block_size = facts.summaries, facts.block_size
+        own._chosen = None if self.budget is None else own._nearest(prompt)
         return own
+
+    def _nearest(self, prompt: int) -> int:
+        """The window with which the entries of a prompt come nearest to the budget."""
+        about, text = self._about, prompt if isinstance(self.budget, float) else max(prompt, self.budget or 0)
+        lost = (about.chunk - self.summaries) * about.layers.count("summary") / len(about.layers)  # by a chunk, mean
+        gone = (text - super().target(text)) / lost if lost else 0  # chunks that must be summaries
+        return max(1, text // about.chunk - round(gone))
 
     @property
     def _about(self) -> Summaries:
@@ -94,7 +118,7 @@ class KSA(Policy):
 
     @property
     def text_window(self) -> int:
-        return self.window or self._about.window
+        return self.window or self._chosen or self._about.window
 
     # -- when, and how many ------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ class PolicyCard(BaseModel):
     idea: str = Field(description="What it does, in one line")
     paper: str = Field(description="Where it comes from; empty for controls")
     compresses: bool
-    budgeted: bool = Field(default=True, description="Whether a request chooses how many tokens stay")
+    budgeted: bool = Field(default=True, description="Whether exactly as many tokens stay as a request asks for")
     evidence: list[str] = Field(description="What it reads of a layer: keys, values, queries, ...")
     parameters: dict[str, Any] = Field(description="JSON schema of the parameters")
     supported: bool | None = Field(

@@ -58,4 +58,4 @@ class Choice:
 
 def shown(policy: Policy) -> str:
     """The short form, as users write it: `name` or `name:budget`."""
-    return f"{policy.name}:{policy.budget}" if policy.compresses and policy.budgeted else policy.name
+    return f"{policy.name}:{policy.budget}" if policy.compresses and policy.budget is not None else policy.name

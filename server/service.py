@@ -12,6 +12,7 @@ from server.board import Board, board
 from server.canary import Canary
 from server.choice import Choice
 from server.ledger import Ledger
+from server.started import announce
 
 
 @dataclass
@@ -35,7 +36,9 @@ class Service:
         config = engine_client.vllm_config
         on = switched_on(config)
         options = KVOptions.of(config) if on else KVOptions.model_validate({})
-        service = cls(Choice(options, _facts(config) if on else None), board, options)
+        facts = _facts(config) if on else None
+        service = cls(Choice(options, facts), board, options)
+        announce(facts)
         board.serves(config, on)
         if on:
             service.ledger.watch(engine_client.output_processor)

@@ -16,8 +16,7 @@ def test_every_budget_holds_for_prompt_and_answer_alike() -> None:
 
 def test_what_a_server_lacks_is_the_reason_of_a_refusal() -> None:
     assert "--kv-calibration" in refusals(FACTS)["triattention"]
-    assert "prefixkv" not in refusals(FACTS)
-    assert "--kv-groups 4" in refusals(FACTS._replace(groups=1))["prefixkv"]
+    assert not {"prefixkv", "pyramidkv"} & set(refusals(FACTS._replace(groups=1)))  # they take the mean
 
 
 def test_policies_that_gather_are_timed_with_fewer_queries_too() -> None:

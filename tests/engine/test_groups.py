@@ -1,8 +1,11 @@
 """Layer groups: budgets by layer with blocks really freed, and a clear refusal where there is one group only."""
 
+import shutil
+
 import pytest
 from vllm.exceptions import VLLMValidationError
 
+from models import MINI
 from tests.engine import harness
 
 PROMPT = harness.tokens(600, seed=2)
@@ -38,6 +41,7 @@ def test_layers_get_their_shares(llm, policy):
     [output] = [o for o in _drained(llm) if o.finished]
     assert harness.outcome(output)["kept_tokens"] < 150
     assert harness.free_blocks(llm) == before
+    assert "granularity" not in harness.outcome(output)
 
 
 def _drained(llm):
@@ -61,16 +65,35 @@ def test_a_layer_keeps_its_share_while_generating(llm):
             assert abs(count - first[layer] * logical / min(rounds)) <= 2
 
 
-def test_one_group_refuses_budgets_by_layer():
+def test_one_group_gives_the_mean_and_says_so():
     engine = harness.start(blocks=64, max_model_len=1024)
     for policy in (SLOPED, PYRAMID, PREFIX):
         with pytest.raises(VLLMValidationError, match="start it with --kv-groups 4") as error:
-            harness.generate(engine, [PROMPT], [policy], 4)
+            harness.generate(engine, [PROMPT], [{**policy, "granularity": "layer"}], 4)
         assert error.value.parameter == "kv_policy.granularity"
-        harness.selections(engine)
-        harness.generate(engine, [PROMPT], [{**policy, "granularity": "group"}], 2)
-        assert {s.positions.shape[1] for s in harness.selections(engine)} == {100}  # the mean of all four
+        for asked in (policy, {**policy, "granularity": "group"}):
+            harness.selections(engine)
+            [output] = harness.generate(engine, [PROMPT], [asked], 2)
+            assert {s.positions.shape[1] for s in harness.selections(engine)} == {100}  # the mean of all four
+            assert harness.outcome(output)["granularity"] == "group"
+    [even] = harness.generate(engine, [PROMPT], ["scissorhands:100"], 2)
+    assert "granularity" not in harness.outcome(even)
     harness.stop(engine)
+
+
+def test_a_server_makes_the_groups_that_policies_need(tmp_path):
+    """Nobody said how many: two bundles, or as many as keep a model's two kinds of layers apart."""
+    plain = tmp_path / "plain"
+    shutil.copytree(MINI, plain, ignore=shutil.ignore_patterns("summary.safetensors"))
+    for model, bundles in ((plain, [[0, 1], [2, 3]]), (MINI, [[0], [1], [2], [3]])):  # layer 1 keeps all text
+        engine = harness.start(model=model, num_gpu_blocks_override=None)
+        assert harness.scheduler(engine).kv.layers == bundles
+        [output] = harness.generate(engine, [PROMPT], [PYRAMID], 2)
+        counts = {s.layer: s.positions.shape[1] for s in harness.selections(engine)}
+        assert counts[0] > counts[3]
+        assert all(len({counts[layer] for layer in bundle}) == 1 for bundle in bundles)
+        assert (harness.outcome(output).get("granularity") == "group") == (model is plain)
+        harness.stop(engine)
 
 
 def test_layers_that_do_not_divide_are_refused():

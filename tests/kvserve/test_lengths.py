@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kvserve.attention import PhysicalLengths, QueryTap, _extended
+from kvserve.attention import Alike, PhysicalLengths, QueryTap, _extended
 from kvserve.lengths import GroupLengths, shift_slots
 
 CPU = torch.device("cpu")
@@ -103,3 +103,47 @@ def test_slots_follow_physical_positions():
     lengths.begin_step([0, 20, 64])
     table.compute_slot_mapping(3, None, positions)
     assert table.asked.tolist() == [7, 8, 30, 26, 27]
+
+
+def test_on_cpu_slots_are_those_of_vllm():
+    from vllm.utils.cpu_triton_utils import _compute_slot_mapping_kernel_impl as stock
+    from vllm.v1.worker.block_table import BlockTable
+
+    table = BlockTable(32, 4, 16, 64, False, CPU, 1)
+    for row in range(3):
+        table.add_row([3 + row, 9 + row, 1 + row], row)
+    table.commit_block_table(3)
+    starts, positions = torch.tensor([0, 2, 3, 6], dtype=torch.int32), torch.tensor([0, 95, 40, 30, 31, 64])
+    slots = table.slot_mapping.gpu
+    stock(6, 64, starts, positions, table.block_table.gpu, 16, slots, 32)
+    expected = slots[:6].tolist()
+    slots.zero_()
+    shift_slots(table, GroupLengths(4, CPU), lambda n: torch.arange(n))
+    table.compute_slot_mapping(3, starts, positions)
+    assert slots[:6].tolist() == expected == [96, 63, 328, 190, 191, 96]
+
+
+def test_groups_that_differ_in_their_blocks_only_share_the_rest():
+    made = []
+
+    def build():
+        made.append(SimpleNamespace(seq_lens="lengths", block_table="first", slot_mapping="first"))
+        return made[-1]
+
+    def asked(step, blocks):
+        return SimpleNamespace(positions=step, block_table_tensor=blocks, slot_mapping=blocks)
+
+    alike = Alike()
+    for count in (1, 2):
+        step = torch.arange(3)
+        first = alike.of(asked(step, "first"), build)
+        second = alike.of(asked(step, "second"), build)
+        assert (len(made), first.block_table) == (count, "first")
+        assert (second.seq_lens, second.block_table, second.slot_mapping) == ("lengths", "second", "second")
+
+
+def test_a_group_with_compacted_requests_shares_nothing(builder):
+    builder.kv_lengths, builder.kv_alike = GroupLengths(8, CPU), Alike()
+    builder.kv_lengths.begin_step([0, 100])
+    metadata = Metadata(torch.tensor([5, 300], dtype=torch.int32))
+    assert builder.build(0, metadata).tolist() == [5, 200]  # and no positions are asked for

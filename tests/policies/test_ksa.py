@@ -16,10 +16,10 @@ FACTS = Facts(
 )  # fmt: skip
 
 
-def ksa(facts=FACTS, **fields):
+def ksa(facts=FACTS, prompt=0, **fields):
     policy = request.parse({"name": "ksa", **fields})
     policy.check(facts)
-    return policy.settled(facts)
+    return policy.settled(facts, prompt)
 
 
 def test_entries_are_the_papers():
@@ -71,7 +71,8 @@ def test_a_model_that_was_taught_none():
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"budget": 0.25}, "budget"), ({"at": 3}, "at"), ({"slack": 64}, "slack"), ({"when": "pressure"}, "when"),
+        ({"budget": 0.0}, "budget"), ({"budget": 0.5, "window": 4}, "budget"), ({"at": 3}, "at"),
+        ({"slack": 64}, "slack"), ({"when": "pressure"}, "when"),
         ({"decode": False}, "decode"), ({"window": 0}, "window"), ({"chunk": 4}, "chunk"),
     ],
 )  # fmt: skip
@@ -79,6 +80,30 @@ def test_what_is_not_a_choice(fields, param):
     with pytest.raises(PolicyError) as error:
         request.parse({"name": "ksa", **fields})
     assert error.value.param == f"kv_policy.{param}"
+
+
+@pytest.mark.parametrize("layers", [HYBRID.layers, ("summary",) * 4])
+@pytest.mark.parametrize("summaries", [True, False])
+@pytest.mark.parametrize("prompt", [1, 37, 400, 2000])
+@pytest.mark.parametrize("budget", [0.1, 0.25, 0.5, 0.77, 1.0, 1, 100, 300, 5000])
+def test_a_budget_chooses_the_nearest_window(layers, summaries, prompt, budget):
+    facts = FACTS._replace(summaries=Summaries(CHUNK, WINDOW, layers))
+    wanted = budget * prompt if isinstance(budget, float) else min(budget, prompt)
+
+    def miss(window):
+        entries = (
+            expected_entries(prompt, window, CHUNK) if summaries else prompt - CHUNK * max(0, prompt // CHUNK - window)
+        )
+        return abs((layers.count("summary") * entries + layers.count("full") * prompt) / 4 - wanted)
+
+    policy = ksa(facts, prompt, budget=budget, summaries=summaries)
+    nearest = min(map(miss, range(1, prompt // CHUNK + 2)))
+    assert miss(policy.text_window) <= nearest + 1  # a budget is a whole number of tokens
+    assert policy.salt == ksa(facts, window=policy.text_window, summaries=summaries).salt  # they share prefixes
+
+
+def test_a_number_beyond_the_prompt_is_room_for_text():
+    assert ksa(prompt=100, budget=800).text_window == 100
 
 
 def test_admission_counts_the_layers_that_keep_all():

@@ -163,9 +163,18 @@ class TestPyramidKV:
         policy = request.parse({"name": "pyramidkv", "budget": 132, "window": 32})
         assert policy.shares(132, 3, 182) == [182, 132, 82]
 
-    def test_one_group_is_refused(self):
+    def test_a_budget_for_each_layer_is_refused_where_there_is_one_group(self):
         with pytest.raises(PolicyError, match="--kv-groups"):
-            request.parse("pyramidkv").check(Facts(4, 1, 32, 1000, 4096, 512))
+            request.parse({"name": "pyramidkv", "granularity": "layer"}).check(Facts(4, 1, 32, 1000, 4096, 512))
+
+    def test_left_to_the_server_it_takes_what_there_is(self):
+        policy = request.parse("pyramidkv")
+        for groups, bundled in [(1, True), (2, True), (4, False)]:
+            facts = Facts(4, groups, 32, 1000, 4096, 512)
+            policy.check(facts)
+            assert policy.bundled(facts) is bundled
+        even = request.parse("scissorhands")  # without a slope all layers get the same
+        assert not even.bundled(Facts(4, 1, 32, 1000, 4096, 512))
 
 
 class TestRandom:

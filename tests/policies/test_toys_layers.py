@@ -304,7 +304,7 @@ class TestPrefixKV:
         with pytest.raises(PolicyError, match="--kv-calibration FILE, made by `kvserve calibrate"):
             offline.check(FACTS)
         with pytest.raises(PolicyError, match="--kv-groups"):
-            request.parse("prefixkv").check(FACTS._replace(groups=1))
+            request.parse({"name": "prefixkv", "granularity": "layer"}).check(FACTS._replace(groups=1))
 
 
 ROPE = Rope(torch.tensor([1.0, 0.1], dtype=torch.float64))

@@ -214,7 +214,7 @@ def test_parameters_reach_the_server(page: Any) -> None:
 
 
 def test_policies_that_cannot_run_say_why(page: Any) -> None:
-    option = one(page, ".column option[value=pyramidkv]")
+    option = one(page, ".column option[value=ksa]")
     assert not option.is_enabled()
     assert "--kv-groups" in option.get_attribute("title")
 

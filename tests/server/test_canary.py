@@ -17,6 +17,7 @@ import server.canary
 from kvserve import request as wire
 from kvserve.replay import Judgement, Replay, judged
 from kvserve.salts import salted
+from kvserve.terms import Facts
 from server.canary import QUALITY, TRIES, WAITING, WAITING_TOKENS, Canary
 
 QUIET = 0.02
@@ -246,7 +247,7 @@ def finished(**params: Any) -> EngineCoreRequest:
 
 @pytest.fixture
 def roomy(monkeypatch: pytest.MonkeyPatch) -> None:
-    facts = SimpleNamespace(pool_tokens=60, chunk=512, block_sizes=())
+    facts = Facts(num_layers=4, groups=1, block_size=16, pool_tokens=60, max_model_len=100, chunk=512)
     monkeypatch.setattr("kvserve.replay.facts_of", lambda _: facts)
 
 
@@ -303,6 +304,7 @@ def test_where_there_can_be_none(processes: int, engines: int, local: bool, shar
     assert said is None if why is None else why in str(said)
 
 
+@pytest.mark.usefixtures("roomy")
 def test_a_replay_keeps_what_belongs_to_the_request_and_nothing_else() -> None:
     from kvserve.replay import replay_of
 
@@ -321,6 +323,7 @@ def test_a_replay_keeps_what_belongs_to_the_request_and_nothing_else() -> None:
     assert made.again().request.request_id != made.again().request.request_id
 
 
+@pytest.mark.usefixtures("roomy")
 def test_an_answer_to_the_models_limit_loses_its_last_token() -> None:
     from kvserve.replay import replay_of
 
@@ -329,6 +332,7 @@ def test_an_answer_to_the_models_limit_loses_its_last_token() -> None:
     assert made.request.prompt_token_ids[-1] == 90
 
 
+@pytest.mark.usefixtures("roomy")
 @pytest.mark.parametrize(
     ("salt", "own"),
     [(salted(None, "mark"), None), (salted("tenant", "mark"), "tenant"), ("tenant", "tenant"), (None, None)],

@@ -165,7 +165,7 @@ def test_rejections_by_reason(server: Server) -> None:
     bad: list[tuple[str, Any]] = [
         *[("unknown_policy", "nope")] * 7,
         *[("bad_parameter", "streaming:0")] * 5,
-        *[("unsupported", "pyramidkv:0.5")] * 3,  # needs groups
+        *[("unsupported", {"name": "pyramidkv", "granularity": "layer"})] * 3,  # needs groups
         *[("too_long", "full")] * 2,
     ]
 

@@ -17,7 +17,7 @@ pytest.importorskip("vllm")
 BLOCKS = 64  # of 128 tokens: less than one request of max-model-len, so that some are refused as too long
 LENGTH = 8192
 TEXT = "the cat sat on the mat and the dog ran away . " * 60
-FIELDS = set(Outcome.__dataclass_fields__)
+FIELDS = set(Outcome.__dataclass_fields__) - {"granularity"}  # said where layers had to share a budget only
 MESSAGES: Any = [{"role": "user", "content": TEXT}]
 QUARTER = {"kv_policy": "streaming:0.25"}
 
@@ -184,7 +184,8 @@ BAD = [
     ({"name": "streaming", "colour": "red"}, "kv_policy.colour"),
     ({"name": "snapkv", "window": "32"}, "kv_policy.window"),
     ({"name": "streaming", "when": "never"}, "kv_policy.when"),
-    ("ksa:0.5", "kv_policy.budget"),
+    ({"name": "ksa", "budget": 0.5, "window": 4}, "kv_policy.budget"),
+    ({"name": "pyramidkv", "budget": 0.5, "granularity": "layer"}, "kv_policy.granularity"),
     ({"name": "ksa", "at": 20}, "kv_policy.at"),
     ({"budget": 0.5}, "kv_policy.name"),
     (7, "kv_policy"),
@@ -251,19 +252,17 @@ def test_endpoints_need_the_key(server: Server, path: str) -> None:
 def test_policies_say_whether_this_server_can_run_them(server: Server) -> None:
     cards = {card["name"]: card for card in server.http.get("/v1/kv/policies").json()["data"]}
     assert {"full", "random", "streaming", "snapkv", "scissorhands"} <= set(cards)
-    need_groups = [cards.pop(name) for name in ("pyramidkv", "prefixkv", "ksa")]
+    ksa = cards.pop("ksa")  # the flags of this server keep the layers in one group
     assert all(card["supported"] for card in cards.values())
-    for card in need_groups:
-        assert not card["supported"]
-        assert "--kv-groups 4" in card["reason"]
+    assert not ksa["supported"]
+    assert "--kv-groups 4" in ksa["reason"]
 
 
 def test_every_policy_answers_over_http(server: Server) -> None:
     """As usage.kv_cache says, what is kept is the budget and what has come since the last round."""
     cards = server.http.get("/v1/kv/policies").json()["data"]
     for card in cards:
-        granularity = {"granularity": "group"} if "granularity" in card["parameters"]["properties"] else {}
-        policy = {"name": card["name"], "budget": 100, "slack": 16, **granularity}
+        policy = {"name": card["name"], "budget": 100, "slack": 16}
         if not card["budgeted"]:
             continue
         body = {"model": MODEL, "prompt": list(range(10, 310)), "max_tokens": 40, "temperature": 0, "ignore_eos": True}
@@ -274,6 +273,7 @@ def test_every_policy_answers_over_http(server: Server) -> None:
         assert used["kept_tokens"] <= 100 + 16 + max(protected, 39 if card["name"] == "pyramidkv" else 0), used
         assert used["policy"] == card["name"]
         assert (used["merged_tokens"] > 0) == (card["name"] == "elastic-cache")
+        assert used.get("granularity") == ("group" if card["name"] in ("prefixkv", "pyramidkv") else None)
 
 
 def test_metrics_equal_what_was_done(server: Server) -> None:
