@@ -141,8 +141,12 @@ class Policy(BaseModel):
         """Whether layers that share block tables on this server get the mean of what each of them was to get."""
         return False
 
-    def settled(self, facts: Facts, prompt: int) -> "Policy":
-        """This policy, knowing the server that it has passed `check` for and how many tokens its prompt has."""
+    def settled(self, facts: Facts) -> "Policy":
+        """This policy, knowing the server that it has passed `check` for."""
+        return self
+
+    def for_prompt(self, tokens: int) -> "Policy":
+        """This policy, `settled`, knowing too how many tokens the prompt of its request has."""
         return self
 
     # -- when, and how many (scheduler; plain integers) ---------------------------------------------

@@ -59,7 +59,7 @@ def check(policy: Policy | None, prompt: int, params: SamplingParams, vllm_confi
 
 def _check(policy: Policy, prompt: int, params: SamplingParams, known: Facts) -> Policy:
     policy.check(known)
-    policy = policy.settled(known, prompt)
+    policy = policy.settled(known).for_prompt(prompt)
     _refuse_prompt_logprobs(policy, params)
     if policy.at is not None and policy.at > prompt:
         raise PolicyError(

@@ -117,7 +117,7 @@ def replay_of(request: EngineCoreRequest, generated: list[int], vllm_config: Any
     """For a finished request that is not `unfit`; keeps its adapter, its cache salt and its engine."""
     policy = wire.compressing(request.sampling_params.extra_args if request.sampling_params else None)
     prompt = len(request.prompt_token_ids or ())
-    salt = policy.settled(facts_of(vllm_config), prompt).salt if policy else None
+    salt = policy.settled(facts_of(vllm_config)).for_prompt(prompt).salt if policy else None
     question = msgspec.structs.replace(
         request,
         prompt_token_ids=_tokens(request, generated, vllm_config),

@@ -129,7 +129,7 @@ class KVRunner:
     def _kv_policy(self, extra_args: dict[str, Any], req_id: str) -> tuple[Policy, int]:
         """A request's policy, and how many of its tokens count as prompt."""
         prompt = self.requests[req_id].num_prompt_tokens  # type: ignore[attr-defined]
-        policy = wire.parse(extra_args[wire.KEY]).settled(self._kv_facts, prompt)
+        policy = wire.parse(extra_args[wire.KEY]).settled(self._kv_facts).for_prompt(prompt)
         return policy, policy.prompt_of(prompt)
 
     def _kv_begin_step(self, kv: Compactor, scheduler_output: SchedulerOutput) -> None:

@@ -32,7 +32,7 @@ class Tracked:
         policy = wire.compressing(extra_args)
         if policy is None:
             return None
-        policy = policy.settled(facts, prompt)
+        policy = policy.settled(facts).for_prompt(prompt)
         return cls(policy, Asks.of(policy), (extra_args or {}).get(wire.CALL), whole=True)
 
     @property

@@ -97,10 +97,16 @@ class KSA(Policy):
                 reason="unsupported",
             )
 
-    def settled(self, facts: Facts, prompt: int) -> "KSA":
+    def settled(self, facts: Facts) -> "KSA":
         own = self.model_copy()
         own._summaries, own._block_size = facts.summaries, facts.block_size
-        own._chosen = None if self.budget is None else own._nearest(prompt)
+        return own
+
+    def for_prompt(self, tokens: int) -> "KSA":
+        if self.budget is None:
+            return self
+        own = self.model_copy()
+        own._chosen = self._nearest(tokens)
         return own
 
     def _nearest(self, prompt: int) -> int:

@@ -41,6 +41,9 @@ class Engine(Protocol):
     def busy(self) -> bool:
         """Whether any client's request is under way."""
 
+    def can(self, replay: Replay) -> bool:
+        """Whether the engine still has what answered the request that it is about."""
+
     async def send(self, replay: Replay) -> None:
         """Hand a replay to the engine; what it answers comes to `Canary.answered`."""
 
@@ -195,6 +198,9 @@ class Canary:
             self._asked = None
 
     async def _replay(self, task: Task) -> None:
+        if not self._engine.can(task.replay):
+            self.findings.outcomes["dropped"] += 1
+            return
         output = await self.ask(task.replay)
         if output is None:
             self.findings.outcomes["interrupted"] += 1

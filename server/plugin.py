@@ -29,7 +29,7 @@ class KVEndpoints:
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
         """Called when the engine is up. Raises PolicyError, which ends the server, for a bad default."""
-        state.kvserve = service = Service.over(engine_client)
+        state.kvserve = service = Service.over(engine_client, state)
         if service.canary is not None:
             state.kvserve_canary = await tap.started(engine_client, service.canary)  # the loop holds tasks weakly
         ending.watch(engine_client, state)

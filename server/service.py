@@ -8,6 +8,7 @@ from starlette.requests import Request
 from kvserve.errors import PolicyError
 from kvserve.options import KVOptions, switched_on
 from server import opening
+from server.adapters import Adapters
 from server.board import Board, board
 from server.canary import Canary
 from server.choice import Choice
@@ -31,8 +32,8 @@ class Service:
         return service
 
     @classmethod
-    def over(cls, engine_client: Any) -> "Service":
-        """For vLLM's AsyncLLM. Raises PolicyError if the server's default policy cannot be served."""
+    def over(cls, engine_client: Any, state: Any) -> "Service":
+        """For vLLM's AsyncLLM and the app's state. Raises PolicyError for a default policy that cannot be served."""
         config = engine_client.vllm_config
         on = switched_on(config)
         options = KVOptions.of(config) if on else KVOptions.model_validate({})
@@ -47,7 +48,7 @@ class Service:
             _observe(board)
             _guard(service.ledger)
             if options.canary:
-                service.canary = _canary(engine_client, options.canary)
+                service.canary = _canary(engine_client, options.canary, Adapters(state))
                 board.findings = service.canary.findings
         return service
 
@@ -58,14 +59,14 @@ def _facts(vllm_config: Any) -> Any:
     return facts(vllm_config)
 
 
-def _canary(engine_client: Any, rate: float) -> Canary:
+def _canary(engine_client: Any, rate: float, adapters: Adapters) -> Canary:
     """Raises PolicyError if this server cannot have one."""
     from kvserve.replay import refusal
     from server.tap import ClientEngine, Tap
 
     if (why := refusal(engine_client.vllm_config)) is not None:
         raise PolicyError(f"no canary (--kv-canary {rate:g}): {why}", reason="unsupported")
-    canary = Canary(rate, ClientEngine(engine_client))
+    canary = Canary(rate, ClientEngine(engine_client, adapters))
     Tap(engine_client, canary)
     return canary
 

@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 from kvserve import replay as replays
 from kvserve import request as wire
 from kvserve.replay import Replay
+from server.adapters import Adapters
 from server.canary import Canary
 
 logger = logging.getLogger(__name__)
@@ -20,13 +21,17 @@ logger = logging.getLogger(__name__)
 class ClientEngine:
     """vLLM's AsyncLLM, as a canary sees it."""
 
-    def __init__(self, engine_client: Any) -> None:
+    def __init__(self, engine_client: Any, adapters: Adapters) -> None:
         self._processor = engine_client.output_processor
+        self._adapters = adapters
         self._core = engine_client.engine_core
         self._add: Callable[[Any], Awaitable[None]] = self._core.add_request_async  # before the tap
 
     def busy(self) -> bool:
         return bool(self._processor.request_states)
+
+    def can(self, replay: Replay) -> bool:
+        return self._adapters.hold(replay.request.lora_request)
 
     async def send(self, replay: Replay) -> None:
         await self._add(replay.request)

@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.deploy import traffic
 from tests.deploy.binaries import Missing
 from tests.deploy.scraping import Prometheus, scraping
+from tests.engine import raising
 from tests.server.running import Server, serving
 
 LOAD_SECONDS = 20.0
@@ -39,7 +40,8 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
     pytest.importorskip("vllm")
     command = ["kvserve", "serve", "--max-model-len", "2048", "--num-gpu-blocks-override", str(BLOCKS)]
     command += ["--kv-canary", "1.0"]
-    with serving(tmp_path_factory.mktemp("server") / "log", command) as server, ExitStack() as stack:
+    more = {"PYTHONPATH": raising.plugin(tmp_path_factory.mktemp("site"))}
+    with serving(tmp_path_factory.mktemp("server") / "log", command, more) as server, ExitStack() as stack:
         prometheus, why_not = None, ""
         try:
             address = server.url.removeprefix("http://")

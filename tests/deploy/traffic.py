@@ -22,6 +22,8 @@ POLICIES: list[Any] = [
     "elastic-cache:0.5",  # the one that merges
 ]
 SAMPLING = (1, 3)  # clients whose answers no canary can judge; their first ones are compressed
+FAILING = {"name": "raising", "budget": 256, "where": "select"}
+"""Of a plug-in with a fault (tests.engine.raising)."""
 REFUSED: list[Any] = ["no-such-policy", "streaming:0", {"name": "streaming", "budget": 0.5, "typo": 1}]
 
 
@@ -57,12 +59,13 @@ def _complete(server: Server, prompt: list[int], policy: Any, tokens: int, tempe
 
 
 def _ask_wrongly(server: Server, end: float) -> None:
-    for policy in itertools.cycle(REFUSED):
+    prompt = _prompt(-1, 600)
+    for policy in itertools.cycle([*REFUSED, FAILING]):
         if time.monotonic() > end:
             return
         try:
-            server.complete("x", policy)
-        except openai.BadRequestError:
+            server.complete(prompt, policy)
+        except (openai.BadRequestError, openai.InternalServerError):
             time.sleep(0.3)
         else:
             raise AssertionError(f"{policy} was served")

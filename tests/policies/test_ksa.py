@@ -19,7 +19,7 @@ FACTS = Facts(
 def ksa(facts=FACTS, prompt=0, **fields):
     policy = request.parse({"name": "ksa", **fields})
     policy.check(facts)
-    return policy.settled(facts, prompt)
+    return policy.settled(facts).for_prompt(prompt)
 
 
 def test_entries_are_the_papers():

@@ -52,6 +52,10 @@ class FakeEngine:
         self.users = 0
         self.sent: list[Replay] = []
         self.log: list[str] = []
+        self.able = True
+
+    def can(self, asked: Replay) -> bool:
+        return self.able
 
     def busy(self) -> bool:
         return self.users > 0
@@ -104,6 +108,19 @@ def test_the_oldest_are_dropped() -> None:
         canary.keep(replay())
     assert canary.findings.waiting == WAITING
     assert canary.findings.outcomes["dropped"] == 3
+
+
+def test_what_the_engine_cannot_ask_any_more_is_dropped() -> None:
+    async def scene(canary: Canary, engine: FakeEngine) -> None:
+        engine.able = False
+        canary.keep(replay())
+        await until(lambda: canary.findings.outcomes["dropped"] == 1)
+        engine.able = True
+        canary.keep(replay(policy="tova"))
+        await until(lambda: bool(engine.sent))
+        assert [asked.policy for asked in engine.sent] == ["tova"]
+
+    play(scene)
 
 
 def test_long_ones_are_fewer() -> None:

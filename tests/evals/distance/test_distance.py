@@ -47,7 +47,7 @@ def test_the_controls_hold_what_they_should():
     moment = Moment(1000, 1000, "prefilled", 1000)
     assert (streaming.at, streaming.due(moment)) == (1000, 72)
     facts = Facts(4, 4, 32, 4096, 4096, 512, summaries=HYBRID.about)
-    assert (random.at, random.due(moment)) == (1000, request.parse("ksa").settled(facts, 1000).target(1000))
+    assert (random.at, random.due(moment)) == (1000, request.parse("ksa").settled(facts).for_prompt(1000).target(1000))
     assert random.recent == 64
 
 
