@@ -12,8 +12,9 @@ from vllm.v1.kv_cache_interface import KVCacheSpec
 from kvserve import summary_file
 from kvserve.calibration import load_for
 from kvserve.gather import Layer
-from kvserve.guard import BIASED, UNIFIED, UnsupportedError
+from kvserve.guard import UnsupportedError
 from kvserve.mass import Softmax
+from kvserve.refusals import BIASED, UNIFIED
 from kvserve.rope import Rope
 from kvserve.ropes import rotation, rotations
 from kvserve.slots import Slots, cpu_slots, gpu_slots
@@ -61,7 +62,7 @@ def layers_of(runner: Any) -> list[tuple[Layer, Any]]:
 
 
 def refuse(runner: Any, specs: Mapping[str, KVCacheSpec]) -> None:
-    """Raise UnsupportedError for what only the loaded model tells: see guard.unsupported."""
+    """Raise UnsupportedError for what only the loaded model tells: see kvserve.refusals."""
     ours = [name for name, spec in specs.items() if compressible(spec)]
     attention = get_layers_from_vllm_config(runner.vllm_config, Attention)
     if any(getattr(attention[name].impl, "alibi_slopes", None) is not None for name in ours):

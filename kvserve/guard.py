@@ -5,14 +5,9 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from kvserve.refusals import reasons, started
+
 SUPPORTED = ("0.32.",)
-ALIBI = ("bloom", "step1")
-"""Model types that vLLM serves with ALiBi and whose configuration does not say so; Falcon's does."""
-BIASED = "ALiBi: the kernel's bias goes by the slot of a token, which a compaction changes"
-UNIFIED = (
-    "--disable-hybrid-kv-cache-manager on a model that has layers without full attention: it puts all layers into the "
-    "same blocks, which can then not be compacted"
-)
 
 
 class UnsupportedError(RuntimeError):
@@ -97,58 +92,8 @@ def verify() -> None:
         raise UnsupportedError(why)
 
 
-def unsupported(vllm_config: Any) -> list[str]:
-    """Start-up options that cannot be combined with compression, each with the reason."""
-    parallel, model = vllm_config.parallel_config, vllm_config.model_config
-    checks = {
-        "speculative decoding: rejected drafts would undo lengths that a plan relied on": (
-            vllm_config.speculative_config is not None
-        ),
-        "KV connectors (offloading, disaggregated prefill): they address blocks by position": (
-            vllm_config.kv_transfer_config is not None
-        ),
-        "decode context parallelism: a token's slot depends on its position": (
-            parallel.decode_context_parallel_size > 1
-        ),
-        "prefill context parallelism: a token's slot depends on its position": (
-            getattr(parallel, "prefill_context_parallel_size", 1) > 1
-        ),
-        "pipeline parallelism: not tested yet": parallel.pipeline_parallel_size > 1,
-        "dual-batch overlap: it splits attention metadata before lengths are replaced": (
-            bool(getattr(parallel, "use_ubatching", False))
-        ),
-        "pooling models: there is no decoding to compress for": model.runner_type == "pooling",
-        "encoder-decoder models": bool(model.is_encoder_decoder),
-        "multi-head latent attention (MLA): one latent per token, not keys and values": bool(model.use_mla),
-        f"KV cache dtype {vllm_config.cache_config.cache_dtype!r}: scales live apart from the token slot": (
-            str(vllm_config.cache_config.cache_dtype).startswith(("nvfp4", "turboquant", "ultraquant"))
-        ),
-        BIASED: alibi(model.hf_text_config),
-        UNIFIED: bool(vllm_config.scheduler_config.disable_hybrid_kv_cache_manager) and mixed(model.hf_text_config),
-        "published KSA checkpoints, which vLLM takes for plain Qwen3: see `kvserve convert-summary`": (
-            bool(getattr(model.hf_config, "use_summary_attention", False))
-        ),
-        "the V2 model runner: start with VLLM_USE_V2_MODEL_RUNNER=0": bool(
-            getattr(vllm_config, "use_v2_model_runner", False)
-        ),
-    }
-    return [reason for reason, hit in checks.items() if hit]
-
-
-def alibi(config: Any) -> bool:
-    """Whether a Hugging Face configuration says that attention is biased by distance (ALiBi)."""
-    return bool(getattr(config, "alibi", False)) or getattr(config, "model_type", None) in ALIBI
-
-
-def mixed(config: Any) -> bool:
-    """Whether some layers have full attention and others do not, as far as a Hugging Face configuration says."""
-    kinds = set(getattr(config, "layer_types", None) or ())
-    return "full_attention" in kinds and len(kinds) > 1
-
-
 def refuse_unsupported(vllm_config: Any) -> None:
     """Raise UnsupportedError naming every start-up option that rules out compression."""
     verify()
-    reasons = unsupported(vllm_config)
-    if reasons:
-        raise UnsupportedError("kvserve does not support " + "; ".join(reasons))
+    if why := reasons(started(vllm_config)):
+        raise UnsupportedError("kvserve does not support " + "; ".join(why))

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from kvserve.guard import ALIBI, BIASED
-from server import embedded
+from kvserve.refusals import Start, reasons
+from server import embedded, memory
 from server.finding import Finding
 
 CPU_BLOCK = 128
@@ -19,21 +19,44 @@ def model_findings(name: str | None) -> Iterator[Finding]:
         yield Finding(False, "model", "this installation has no embedded model; name one")
         return
     try:
-        config = _config(str(path))
+        config = configuration(str(path))
     except Exception as error:  # network, permissions, malformed files
         yield Finding(False, "model", f"cannot read the configuration of {path}: {error}")
         return
     yield Finding(True, "model", f"{path}: {', '.join(config.get('architectures') or ['unknown architecture'])}")
-    yield from _attention({**config, **config.get("text_config", {})})
+    yield from _attention(config)
+    yield from _memory(str(path), config)
 
 
-def _config(name: str) -> dict[str, Any]:
+def configuration(name: str) -> dict[str, Any]:
+    """What a model's configuration file says, its text part on top. Raises what reading it raises."""
     local = Path(name) / "config.json"
     if local.is_file():
-        return dict(json.loads(local.read_text(encoding="utf-8")))
-    from transformers import AutoConfig
+        found = dict(json.loads(local.read_text(encoding="utf-8")))
+    else:
+        from transformers import AutoConfig
 
-    return dict(AutoConfig.from_pretrained(name).to_dict())
+        found = dict(AutoConfig.from_pretrained(name).to_dict())
+    return {**found, **(found.get("text_config") or {})}
+
+
+def _memory(name: str, config: dict[str, Any]) -> Iterator[Finding]:
+    """On CPU, whether the weights and the cache that `kvserve serve` takes by default fit beside what others use."""
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    found, available = memory.need(name, config, None), memory.free()
+    text = (
+        f"{memory.shown(available)} free; weights {memory.shown(found.weights)}, "
+        f"KV cache of one request of full length {memory.shown(found.request)}"
+    )
+    if found.weights >= available:
+        yield Finding(False, "memory", f"{text}: the weights do not fit")
+    elif found.request > memory.most(found, available):
+        yield Finding(False, "memory", f"{text}: start with a smaller --max-model-len, or with {memory.FLAGS} larger")
+    else:
+        yield Finding(True, "memory", text)
 
 
 def _attention(config: dict[str, Any]) -> Iterator[Finding]:
@@ -53,14 +76,9 @@ def _attention(config: dict[str, Any]) -> Iterator[Finding]:
 
 
 def refusals(config: dict[str, Any]) -> Iterator[str]:
-    """Why the engine would refuse this model."""
+    """Why kvserve would refuse this model, or could compress nothing of it."""
+    yield from reasons(Start(model=config))
     kinds = config.get("layer_types") or []
-    if config.get("kv_lora_rank"):
-        yield "multi-head latent attention (MLA): one latent per token, not keys and values"
-    if config.get("alibi") or config.get("model_type") in ALIBI:
-        yield BIASED
-    if config.get("is_encoder_decoder"):
-        yield "encoder-decoder model: cross attention has no token to evict"
     windowed = config.get("sliding_window") and config.get("use_sliding_window", True)
     if windowed and not any(kind == "full_attention" for kind in kinds):
         yield f"sliding window of {config['sliding_window']} tokens in all layers: nothing to compress"

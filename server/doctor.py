@@ -5,17 +5,15 @@ import platform
 from collections.abc import Iterator
 from itertools import chain
 
+from kvserve.refusals import TABLE
 from server.architecture import model_findings
 from server.finding import Finding
 
 NOT_SUPPORTED = (
-    "speculative decoding",
-    "KV connectors (offloading, disaggregated prefill)",
-    "decode and prefill context parallelism",
-    "pipeline parallelism",
+    *(reason.partition(":")[0] for reason in TABLE),
     "beam search together with a compressing policy",
 )
-"""Start-up options and request fields that are refused whatever the model."""
+"""What is refused at the start, or of a request."""
 
 
 def examine(model: str | None) -> int:

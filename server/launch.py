@@ -6,7 +6,9 @@ from argparse import Namespace
 from collections.abc import MutableMapping
 from typing import Any
 
-from server import embedded, plugins
+from kvserve.refusals import asked, reasons
+from server import embedded, memory, plugins
+from server.architecture import configuration
 from server.flags import UsageError, add_flags, check_early, options_of
 
 SCHEDULER = "kvserve.scheduler.KVScheduler"
@@ -64,11 +66,57 @@ def choose_model(args: Namespace) -> bool:
     return True
 
 
-def prepare_cpu(args: Namespace, is_embedded: bool, environ: MutableMapping[str, str]) -> None:
-    """A small cache for the embedded model, unless the user chose a size in any of vLLM's ways."""
+def known_configuration(args: Namespace) -> dict[str, Any] | None:
+    """The model's configuration file; None if it cannot be read, which vLLM will say in its own words."""
+    try:
+        found = configuration(args.model)
+    except Exception:  # network, permissions, malformed files, code of the model's own
+        return None
+    if os.environ.get("VLLM_MLA_DISABLE", "0") not in ("", "0"):
+        found.pop("kv_lora_rank", None)
+    return found
+
+
+def refuse(args: Namespace, config: dict[str, Any]) -> None:
+    """Raise UsageError for what the engine would refuse half a minute later."""
+    if why := reasons(asked(args, config)):
+        raise UsageError("kvserve does not support " + "; ".join(why))
+
+
+def prepare_cpu(
+    args: Namespace, is_embedded: bool, environ: MutableMapping[str, str], config: dict[str, Any] | None = None
+) -> str | None:
+    """A modest cache, unless the user chose a size in any of vLLM's ways; what to tell the user of it.
+
+    Raises UsageError if not one request of full length would fit.
+    """
     chosen = args.kv_cache_memory_bytes is not None or args.gpu_memory_utilization is not None
-    if is_embedded and not chosen:
-        environ.setdefault(CPU_CACHE, str(embedded.CACHE_GIB))
+    if chosen or environ.get(CPU_CACHE, "0") not in ("", "0"):
+        return None
+    if is_embedded:
+        environ[CPU_CACHE] = str(embedded.CACHE_GIB)
+        return f"KV cache: {embedded.CACHE_GIB} GiB; {memory.FLAGS} changes that"
+    if config is None:
+        return None
+    args.kv_cache_memory_bytes = size = _cache_size(args, config)
+    return f"KV cache: {memory.shown(size)} of {memory.shown(memory.free())} free; {memory.FLAGS} changes that"
+
+
+def _cache_size(args: Namespace, config: dict[str, Any]) -> int:
+    """Bytes for each worker."""
+    workers = int(getattr(args, "tensor_parallel_size", None) or 1)
+    engines = workers * int(getattr(args, "data_parallel_size", None) or 1)
+    length = args.kv_resident_tokens if getattr(args, "kv_resident_tokens", None) else args.max_model_len
+    length = length if isinstance(length, int) and length > 0 else None
+    found = memory.need(args.model, config, length, str(args.dtype), str(args.kv_cache_dtype))
+    found, available = found._replace(request=found.request // workers), memory.free()
+    if found.request > (most := memory.most(found, available, engines)):
+        raise UsageError(
+            f"one request of full length needs {memory.shown(found.request)} of KV cache, and {memory.SHARE:.0%} of "
+            f"the memory that is free beside the weights is {memory.shown(max(most, 0))}; lower --max-model-len, start "
+            f"with --kv-resident-tokens N for requests that compress, or set {memory.FLAGS} yourself"
+        )
+    return memory.default(found, available, engines)
 
 
 def prepare_cuda(args: Namespace, environ: MutableMapping[str, str]) -> None:
@@ -114,8 +162,11 @@ def parsed(argv: list[str]) -> Namespace:
     args: Namespace = vllm_parser().parse_args(argv)
     switch_on(args)
     is_embedded = choose_model(args)
+    if (config := known_configuration(args)) is not None:
+        refuse(args, config)
     if current_platform.is_cpu():
-        prepare_cpu(args, is_embedded, os.environ)
+        if (told := prepare_cpu(args, is_embedded, os.environ, config)) is not None:
+            print(f"kvserve serve: {told}", file=sys.stderr)
     elif current_platform.is_cuda_alike():
         prepare_cuda(args, os.environ)
     if args.gpu_memory_utilization is None:

@@ -1,0 +1,125 @@
+"""The one table of what kvserve cannot serve, whatever the request: start-up options and kinds of models, with reasons.
+
+Read before the engine starts (`kvserve serve`, from arguments and the model's configuration file), by `kvserve doctor`
+(from the configuration file alone), and in the engine (from vLLM's configuration, however it was started).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+ALIBI = ("bloom", "step1")
+"""Model types that vLLM serves with ALiBi and whose configuration does not say so; Falcon's does."""
+FORMATS = ("nvfp4", "turboquant", "ultraquant")
+"""KV-cache dtypes, by how they begin, whose scales are not stored with the token."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a server is started, as far as it decides whether kvserve can serve at all."""
+
+    model: Mapping[str, Any] = field(default_factory=dict)  # the Hugging Face configuration, that of the text in it
+    speculative: bool = False
+    connector: bool = False
+    decode_context: int = 1  # workers among which context parallelism splits a sequence
+    prefill_context: int = 1
+    pipeline: int = 1
+    ubatching: bool = False
+    pooling: bool = False
+    cache_dtype: str = "auto"
+    unified_cache: bool = False  # --disable-hybrid-kv-cache-manager
+    v2_runner: bool = False
+
+    @property
+    def mixed(self) -> bool:
+        """Whether some layers have full attention and others do not, as far as the configuration says."""
+        kinds = set(self.model.get("layer_types") or ())
+        return "full_attention" in kinds and len(kinds) > 1
+
+
+BIASED = "ALiBi: the kernel's bias goes by the slot of a token, which a compaction changes"
+UNIFIED = (
+    "--disable-hybrid-kv-cache-manager on a model that has layers without full attention: it puts all layers into the "
+    "same blocks, which can then not be compacted"
+)
+TABLE: dict[str, Callable[[Start], bool]] = {
+    "speculative decoding: rejected drafts would undo lengths that a plan relied on": lambda s: s.speculative,
+    "KV connectors (offloading, disaggregated prefill): they address blocks by position": lambda s: s.connector,
+    "decode context parallelism: a token's slot depends on its position": lambda s: s.decode_context > 1,
+    "prefill context parallelism: a token's slot depends on its position": lambda s: s.prefill_context > 1,
+    "pipeline parallelism: not tested yet": lambda s: s.pipeline > 1,
+    "dual-batch overlap: it splits attention metadata before lengths are replaced": lambda s: s.ubatching,
+    "pooling models: there is no decoding to compress for": lambda s: s.pooling,
+    "encoder-decoder models: cross attention has no token to evict": lambda s: bool(s.model.get("is_encoder_decoder")),
+    "multi-head latent attention (MLA): one latent per token, not keys and values": (
+        lambda s: bool(s.model.get("kv_lora_rank"))
+    ),
+    f"KV cache dtypes {', '.join(FORMATS)}: scales live apart from the token slot": (
+        lambda s: s.cache_dtype.startswith(FORMATS)
+    ),
+    BIASED: lambda s: bool(s.model.get("alibi")) or s.model.get("model_type") in ALIBI,
+    UNIFIED: lambda s: s.unified_cache and s.mixed,
+    "published KSA checkpoints, which vLLM takes for plain Qwen3: see `kvserve convert-summary`": (
+        lambda s: bool(s.model.get("use_summary_attention"))
+    ),
+    "the V2 model runner: start with VLLM_USE_V2_MODEL_RUNNER=0": lambda s: s.v2_runner,
+}
+"""Reason -> whether it holds."""
+
+
+def reasons(start: Start) -> list[str]:
+    """Why kvserve cannot serve what is started in this way; empty if it can."""
+    return [reason for reason, holds in TABLE.items() if holds(start)]
+
+
+def started(vllm_config: Any) -> Start:
+    """vLLM's own configuration, in the engine."""
+    parallel, model = vllm_config.parallel_config, vllm_config.model_config
+    text = _fields(model.hf_text_config)
+    if not model.use_mla:  # VLLM_MLA_DISABLE: the latents are unpacked into keys and values
+        text.pop("kv_lora_rank", None)
+    elif not text.get("kv_lora_rank"):
+        text["kv_lora_rank"] = True
+    text["is_encoder_decoder"] = bool(model.is_encoder_decoder)
+    text["use_summary_attention"] = bool(getattr(model.hf_config, "use_summary_attention", False))
+    return Start(
+        model=text,
+        speculative=vllm_config.speculative_config is not None,
+        connector=vllm_config.kv_transfer_config is not None,
+        decode_context=parallel.decode_context_parallel_size,
+        prefill_context=getattr(parallel, "prefill_context_parallel_size", 1),
+        pipeline=parallel.pipeline_parallel_size,
+        ubatching=bool(getattr(parallel, "use_ubatching", False)),
+        pooling=model.runner_type == "pooling",
+        cache_dtype=str(vllm_config.cache_config.cache_dtype),
+        unified_cache=bool(vllm_config.scheduler_config.disable_hybrid_kv_cache_manager),
+        v2_runner=bool(getattr(vllm_config, "use_v2_model_runner", False)),
+    )
+
+
+def _fields(config: Any) -> dict[str, Any]:
+    names = ("layer_types", "kv_lora_rank", "alibi", "model_type")
+    return {name: getattr(config, name, None) for name in names}
+
+
+def asked(args: Any, model: Mapping[str, Any]) -> Start:
+    """Parsed arguments of `vllm serve`, before anything is started, and the model's configuration file."""
+
+    def value(name: str, default: Any) -> Any:
+        found = getattr(args, name, None)
+        return default if found is None else found
+
+    return Start(
+        model=model,
+        speculative=any(
+            value(name, None) for name in ("speculative_config", "spec_method", "spec_model", "spec_tokens")
+        ),
+        connector=bool(value("kv_transfer_config", None) or value("kv_offloading_size", None)),
+        decode_context=int(value("decode_context_parallel_size", 1)),
+        prefill_context=int(value("prefill_context_parallel_size", 1)),
+        pipeline=int(value("pipeline_parallel_size", 1)),
+        ubatching=bool(value("enable_dbo", False)),
+        pooling=value("runner", "auto") == "pooling" or value("convert", "auto") in ("embed", "classify"),
+        cache_dtype=str(value("kv_cache_dtype", "auto")),
+        unified_cache=bool(value("disable_hybrid_kv_cache_manager", False)),
+    )
