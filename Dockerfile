@@ -8,7 +8,7 @@ LABEL org.opencontainers.image.title="kvserve" \
 
 COPY . /opt/kvserve
 # vLLM is in the image; only our own package and its two small dependencies are added.
-RUN python3 -m pip install --no-cache-dir /opt/kvserve && rm -rf /opt/kvserve \
+RUN python3 -m pip install --no-cache-dir "/opt/kvserve[vision]" && rm -rf /opt/kvserve \
     && useradd --create-home --uid 10001 kvserve
 
 USER kvserve

@@ -1,13 +1,16 @@
-"""`python -m handbook` writes docs/policies; `--check` says which pages are stale, and exits with 1 if any is."""
+"""`python -m handbook` writes docs/policies and docs/models.md; `--check` names stale pages: exit code 1 if any is."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from handbook.families import models
 from handbook.pages import pages
 
-FOLDER = Path(__file__).parents[1] / "docs" / "policies"
+DOCS = Path(__file__).parents[1] / "docs"
+FOLDER = DOCS / "policies"
+MODELS = DOCS / "models.md"
 
 
 def stale(folder: Path = FOLDER) -> list[str]:
@@ -32,10 +35,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing")
     if not parser.parse_args(argv).check:
         write()
+        MODELS.write_text(models(), encoding="utf-8")
         return 0
     found = stale()
+    if not MODELS.is_file() or MODELS.read_text(encoding="utf-8") != models():
+        found.append(MODELS.name)
     if found:
-        print(f"stale pages in docs/policies: {', '.join(found)}; refresh them with `make pages`", file=sys.stderr)
+        print(f"stale pages in docs: {', '.join(found)}; refresh them with `make pages`", file=sys.stderr)
     return 1 if found else 0
 
 

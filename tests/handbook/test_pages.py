@@ -3,11 +3,13 @@
 import pytest
 
 from handbook import figures
-from handbook.__main__ import main, stale, write
+from handbook.__main__ import MODELS, main, stale, write
+from handbook.families import FAMILIES, models
 from handbook.needs import requirements
 from handbook.pages import HERE, names, page, sections
 from handbook.quality import quality
 from kvserve import registry
+from tests.zoo.shapes import SHAPES
 
 
 def test_every_policy_has_its_sections():
@@ -18,6 +20,13 @@ def test_every_policy_has_its_sections():
 
 def test_pages_are_fresh():
     assert not stale(), "run `make pages`"
+    assert MODELS.read_text(encoding="utf-8") == models(), "run `make pages`"
+
+
+def test_every_compared_family_is_in_the_zoo():
+    """And every shape of the zoo is of a family that the page names."""
+    shown = {name for name, family in FAMILIES.items() if family.compared}
+    assert {shape.family for shape in SHAPES.values()} == shown
 
 
 def test_a_stale_page_is_found(tmp_path):
