@@ -34,7 +34,7 @@ FAMILIES: dict[str, Family] = {
     "gemma3": Family("Gemma 3", "text and pictures", FULL, "window layers stay as vLLM has them"),
     "gpt-oss": Family("gpt-oss", "", FULL, "learned sinks are part of what policies rank by"),
     "cohere": Family("Cohere", "Command R", ALL, "interleaved rotation"),
-    "cohere2": Family("Cohere 2", "Command R7B, Command A", FULL, "they are not rotated: a trial at the start shows it"),
+    "cohere2": Family("Cohere 2", "Command R7B, Command A", FULL, "they are not rotated"),
     "exaone4": Family("EXAONE 4", "", FULL, "they are not rotated"),
     "phi3": Family("Phi-3, Phi-3.5, Phi-4-mini", "", ALL, "longrope: the factors that vLLM uses for --max-model-len"),
     "phi": Family("Phi-1, Phi-2", "", ALL, "half of the channels are rotated"),
@@ -73,7 +73,7 @@ FAMILIES: dict[str, Family] = {
 HEAD = """# Models
 
 What kvserve compresses of each family of models that has been tried, and what it refuses. "Compared": a small model of
-this kind with random weights runs in `tests/zoo` beside transformers in float32. Without a policy it is bit-identical to
+this kind with random weights runs in `tests/zoo` by transformers in float32. Without a policy it is bit-identical to
 stock vLLM; with one, log-probabilities and kept tokens are those of an independent reference; neighbours in the batch
 and prefix-cache hits change nothing. Large trained models of these families were not run here.
 
@@ -86,7 +86,7 @@ trial pass at the start, and a policy that needs what cannot be found out answer
 
 ## Refused at the start
 
-By `kvserve serve` before the engine starts, where the arguments or the model's configuration tell; `kvserve doctor MODEL`
+By `kvserve serve` before the engine starts, where arguments or the model's configuration tell; `kvserve doctor MODEL`
 says the same.
 
 """
