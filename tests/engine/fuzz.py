@@ -5,7 +5,11 @@ from collections import Counter
 from typing import Any
 
 from kvserve import registry
+from kvserve.blocks import CompressibleManager
 from tests.engine import harness
+
+STEPS = 300
+"""Of the engine, for each request: more than any needs, if nothing is stuck."""
 
 
 class Traffic:
@@ -50,9 +54,12 @@ class Traffic:
         policy, length = self.policy(), self.random.randrange(1, 90)
         req_id = f"{self.name}-{len(self.sent)}"
         self.sent[req_id] = (prompt, policy, length)
-        self.llm.llm_engine.add_request(
-            req_id, {"prompt_token_ids": prompt}, harness.params(policy, length, logprobs=None)
-        )
+        self.llm.llm_engine.add_request(req_id, {"prompt_token_ids": prompt}, self.params(req_id))
+
+    def params(self, req_id: str) -> Any:
+        """Sampling parameters of a request that is about to be sent, the same each time."""
+        _, policy, length = self.sent[req_id]
+        return harness.params(policy, length, logprobs=None)
 
     def abort(self) -> None:
         pending = [r for r in self.sent if r not in self.answers and r not in self.aborted]
@@ -63,8 +70,10 @@ class Traffic:
 
     def run(self, requests: int, abort_rate: float = 0.15) -> None:
         """Send `requests` requests a few at a time and step until all have ended."""
-        engine, waiting = self.llm.llm_engine, requests
+        engine, waiting, steps = self.llm.llm_engine, requests, 0
         while waiting or engine.has_unfinished_requests():
+            steps += 1
+            assert steps < STEPS * requests, f"stuck: {states(self.llm)}"
             for _ in range(min(waiting, self.random.choice([0, 0, 1, 1, 2, 5]))):
                 self.send()
                 waiting -= 1
@@ -74,6 +83,17 @@ class Traffic:
                 if output.finished:
                     self.answers[output.request_id] = list(output.outputs[0].token_ids)
             check(self.llm, self.seen)
+
+
+def states(llm: Any) -> list[tuple[Any, ...]]:
+    """Who waits for what, for people."""
+    scheduler = harness.scheduler(llm)
+    free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+    left = scheduler.requests.values()
+    return [("free blocks", free)] + [
+        (r.request_id, r.status.name, f"{r.num_computed_tokens} of {r.num_tokens}", f"preempted {r.num_preemptions}")
+        for r in left
+    ]
 
 
 def check(llm: Any, seen: Counter[str]) -> None:
@@ -86,7 +106,8 @@ def check(llm: Any, seen: Counter[str]) -> None:
     scheduler.check_integrity()
     pool = scheduler.kv_cache_manager.block_pool
     managers = scheduler.kv_cache_manager.coordinator.single_type_managers
-    owners: Counter[int] = Counter(b.block_id for m in managers for blocks in m.req_to_blocks.values() for b in blocks)
+    holdings = [b for m in managers for blocks in m.req_to_blocks.values() for b in blocks if not b.is_null]
+    owners: Counter[int] = Counter(b.block_id for b in holdings)
     held = {b.block_id for b in pool.blocks if b.ref_cnt > 0 and not b.is_null}
     assert held == set(owners), "blocks with references that no request holds, or the reverse"
     assert all(pool.blocks[i].ref_cnt == n for i, n in owners.items()), "reference counts"
@@ -96,6 +117,8 @@ def check(llm: Any, seen: Counter[str]) -> None:
         if req_id not in running:
             continue
         for g, manager in enumerate(managers):
+            if not isinstance(manager, CompressibleManager):
+                continue  # the worker is not told which blocks have left a window
             ids = [b.block_id for b in manager.req_to_blocks[req_id]]
             assert runner.requests[req_id].block_ids[g] == ids, f"blocks of {req_id}"
             table = runner.input_batch.block_table[g]
