@@ -8,12 +8,17 @@ from contextlib import contextmanager
 from typing import Any
 
 from vllm import LLM, SamplingParams
+from vllm.model_executor.models.transformers import base as backend
 
 from kvserve import registry
 from kvserve.errors import PolicyError
 from models import MINI
 
 BLOCK = 32
+
+# vLLM's Transformers backend prepares transformers' own classes for compilation. These engines do not compile, and
+# whoever makes such a model later, in the same process, would be asked for an engine's configuration.
+backend.Base._decorate_cls_for_torch_compile = lambda *args, **kwargs: None  # type: ignore[method-assign]
 
 
 def start(

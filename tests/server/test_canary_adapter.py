@@ -87,6 +87,7 @@ def test_an_adapter_that_is_gone_is_dropped_and_nobody_notices(server: Server, t
     wait_for(lambda: _replays(server, "dropped") == dropped + 1, 60)
     wait_for(lambda: _replays(server, "judged") == judged + 1, 60)
     assert _ask(server, "next") == text
+    wait_for(lambda: _replays(server, "judged") == judged + 2, 60)
     assert _replays(server, "failed") == 0
     assert server.http.get("/health").status_code == 200
     _unload(server, "next")

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from vllm.config import set_current_vllm_config
 
 from tests.engine import harness
 from tests.zoo.making import write
@@ -65,9 +64,7 @@ class Served:
             pytest.skip(f"stock vLLM on {self.shape.name} is not that exact: its kernel takes 16-bit numbers only")
 
     def reference(self) -> Reference:
-        # vLLM changes the classes of models that it serves by transformers: they ask for a configuration now.
-        with set_current_vllm_config(self.llm.llm_engine.vllm_config):
-            return Reference(self.folder, self.shape.rotation, **self.shape.reference)
+        return Reference(self.folder, self.shape.rotation, **self.shape.reference)
 
 
 def prompts() -> list[list[int]]:
