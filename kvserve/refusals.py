@@ -75,15 +75,14 @@ def reasons(start: Start) -> list[str]:
 def started(vllm_config: Any) -> Start:
     """vLLM's own configuration, in the engine."""
     parallel, model = vllm_config.parallel_config, vllm_config.model_config
-    text = _fields(model.hf_text_config)
-    if not model.use_mla:  # VLLM_MLA_DISABLE: the latents are unpacked into keys and values
-        text.pop("kv_lora_rank", None)
-    elif not text.get("kv_lora_rank"):
-        text["kv_lora_rank"] = True
-    text["is_encoder_decoder"] = bool(model.is_encoder_decoder)
-    text["use_summary_attention"] = bool(getattr(model.hf_config, "use_summary_attention", False))
+    text = model.hf_text_config
     return Start(
-        model=text,
+        model={
+            **{name: getattr(text, name, None) for name in ("layer_types", "alibi", "model_type")},
+            "kv_lora_rank": model.use_mla,  # not with VLLM_MLA_DISABLE: latents are unpacked into keys and values then
+            "is_encoder_decoder": model.is_encoder_decoder,
+            "use_summary_attention": getattr(model.hf_config, "use_summary_attention", False),
+        },
         speculative=vllm_config.speculative_config is not None,
         connector=vllm_config.kv_transfer_config is not None,
         decode_context=parallel.decode_context_parallel_size,
@@ -95,11 +94,6 @@ def started(vllm_config: Any) -> Start:
         unified_cache=bool(vllm_config.scheduler_config.disable_hybrid_kv_cache_manager),
         v2_runner=bool(getattr(vllm_config, "use_v2_model_runner", False)),
     )
-
-
-def _fields(config: Any) -> dict[str, Any]:
-    names = ("layer_types", "kv_lora_rank", "alibi", "model_type")
-    return {name: getattr(config, name, None) for name in names}
 
 
 def asked(args: Any, model: Mapping[str, Any]) -> Start:

@@ -98,18 +98,19 @@ def prepare_cpu(
         return f"KV cache: {embedded.CACHE_GIB} GiB; {memory.FLAGS} changes that"
     if config is None:
         return None
-    args.kv_cache_memory_bytes = size = _cache_size(args, config)
-    return f"KV cache: {memory.shown(size)} of {memory.shown(memory.free())} free; {memory.FLAGS} changes that"
+    available = memory.free()
+    args.kv_cache_memory_bytes = size = _cache_size(args, config, available)
+    return f"KV cache: {memory.shown(size)} of {memory.shown(available)} free; {memory.FLAGS} changes that"
 
 
-def _cache_size(args: Namespace, config: dict[str, Any]) -> int:
-    """Bytes for each worker."""
+def _cache_size(args: Namespace, config: dict[str, Any], available: int) -> int:
+    """Bytes for each worker, on a machine with so many to give."""
     workers = int(getattr(args, "tensor_parallel_size", None) or 1)
     engines = workers * int(getattr(args, "data_parallel_size", None) or 1)
     length = args.kv_resident_tokens if getattr(args, "kv_resident_tokens", None) else args.max_model_len
     length = length if isinstance(length, int) and length > 0 else None
     found = memory.need(args.model, config, length, str(args.dtype), str(args.kv_cache_dtype))
-    found, available = found._replace(request=found.request // workers), memory.free()
+    found = found._replace(request=found.request // workers)
     if found.request > (most := memory.most(found, available, engines)):
         raise UsageError(
             f"one request of full length needs {memory.shown(found.request)} of KV cache, and {memory.SHARE:.0%} of "
