@@ -14,9 +14,13 @@ import httpx
 import openai
 from prometheus_client.parser import text_string_to_metric_families
 
+from kvserve.stats import Outcome
+
 KEY = "test-key"
 MODEL = "kvserve-mini"
 START_SECONDS = 300.0  # about 30 on an idle machine
+FIELDS = set(Outcome.__dataclass_fields__) - {"granularity"}
+"""Of usage.kv_cache; granularity is said where layers had to share a budget only."""
 
 
 class Server:

@@ -9,15 +9,13 @@ import httpx
 import openai
 import pytest
 
-from kvserve.stats import Outcome
-from tests.server.running import MODEL, Server, serving, wait_for
+from tests.server.running import FIELDS, MODEL, Server, serving, wait_for
 
 pytest.importorskip("vllm")
 
 BLOCKS = 64  # of 128 tokens: less than one request of max-model-len, so that some are refused as too long
 LENGTH = 8192
 TEXT = "the cat sat on the mat and the dog ran away . " * 60
-FIELDS = set(Outcome.__dataclass_fields__) - {"granularity"}  # said where layers had to share a budget only
 MESSAGES: Any = [{"role": "user", "content": TEXT}]
 QUARTER = {"kv_policy": "streaming:0.25"}
 

@@ -11,15 +11,13 @@ from typing import Any
 import anthropic
 import pytest
 
-from kvserve.stats import Outcome
-from tests.server.running import KEY, MODEL, Server, serving, wait_for
+from tests.server.running import FIELDS, KEY, MODEL, Server, serving, wait_for
 
 pytest.importorskip("vllm")
 
 LENGTH = 4096
 TEXT = "the cat sat on the mat and the dog ran away . " * 40
 MESSAGES: Any = [{"role": "user", "content": TEXT}]
-FIELDS = set(Outcome.__dataclass_fields__) - {"granularity"}  # said where layers had to share a budget only
 TOKENS = random.Random(0).choices(range(10, 2000), k=500)
 
 
