@@ -75,9 +75,9 @@ dashboards: $(VENV)/.$(ENGINE)-dev ## write the generated Grafana dashboards and
 	$(BIN)/python -m deploy.dashboards
 
 model: $(VENV)/.$(ENGINE)-dev ## train the embedded model and its family from scratch (an hour or two on one core; resumable)
-	$(BIN)/python -m models.train mini
-	$(BIN)/python -m models.train micro
-	$(BIN)/python -m models.train biased
+	$(BIN)/python -m models.training.train mini
+	$(BIN)/python -m models.training.train micro
+	$(BIN)/python -m models.training.train biased
 
 clean: ## remove the virtual environments
 	rm -rf $(VENV) $(VENV)-kvpress

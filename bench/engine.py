@@ -12,8 +12,8 @@ from bench.model import VOCABULARY
 from bench.sizes import BLOCK
 
 KVSERVE = {
-    "scheduler_cls": "kvserve.scheduler.KVScheduler",
-    "worker_cls": "kvserve.worker.KVWorker",
+    "scheduler_cls": "kvserve.engine.scheduler.KVScheduler",
+    "worker_cls": "kvserve.engine.worker.KVWorker",
 }
 
 

@@ -15,7 +15,7 @@ from bench.model import configure
 from bench.policies import Request, comparable, refusals
 from bench.roster import CONTROL, LAYERS
 from bench.sizes import BLOCK, Sizes
-from kvserve import registry
+from kvserve.policy import registry
 from models import MINI
 
 PART = "f"

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 from bench.sizes import SLACK, Sizes
-from kvserve import registry
-from kvserve.errors import PolicyError
-from kvserve.terms import Facts
+from kvserve.policy import registry
+from kvserve.policy.errors import PolicyError
+from kvserve.policy.types import Facts
 
 Request = dict[str, Any]
 

@@ -12,7 +12,7 @@ from bench.engine import Engine, prompt
 from bench.policies import Request, comparable, refusals
 from bench.sizes import BLOCK, Sizes
 from bench.watch import Watch, watched
-from kvserve import registry
+from kvserve.policy import registry
 from models import MINI
 
 PART = "e"

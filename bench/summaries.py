@@ -13,7 +13,7 @@ from bench.policies import Request
 from bench.roster import FULL, LAYERS
 from bench.sizes import BLOCK, Sizes
 from bench.watch import timed
-from kvserve import summary_file
+from kvserve.summary import file as summary_file
 from models import MINI
 
 PART, KSA = "g", "ksa"

@@ -7,8 +7,8 @@ from random import Random
 from tokenizers import Tokenizer
 
 from models import MINI
-from models.scene import Scene, Turn, World
-from models.tasks import TASKS, Task
+from models.tasks.generators import TASKS, Task
+from models.tasks.scene import Scene, Turn, World
 
 ASKED = ("niah", "niah_free", "vt", "quote", "mqar", "chain")
 """Tasks that look something up; `copy` and `lm` have no question."""

@@ -8,7 +8,7 @@ from evals.cells import BRACKETS, FULL, RANDOM
 from evals.intervals import Estimate
 from evals.protocols import PROTOCOLS
 from evals.report import Record
-from server.embedded import SERVED_NAME
+from server.cli.embedded import SERVED_NAME
 
 Kind = tuple[str, str, int, str]  # task, form, length, protocol
 

@@ -10,7 +10,7 @@ from evals.cells import LONG, SHARES, SHORT, TOP, Contestant, Section
 from evals.items import ASKED
 from evals.protocols import PROTOCOLS, RELATIVE
 from evals.server import BLOCK
-from models.scene import FORMS
+from models.tasks.scene import FORMS
 
 DESCRIPTION = "Quality of policies over an OpenAI endpoint; prints a table, writes JSON, Markdown and curves."
 EXAMPLES = """examples:

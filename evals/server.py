@@ -28,7 +28,7 @@ class NoServer(RuntimeError):
 def serving(flags: Sequence[str], paths: Sequence[Path] = (PLUGINS,), **environ: str) -> Iterator[str]:
     """Base address of a server that runs inside the block; `paths` go before the others that it imports from."""
     port = free_port()
-    command = [sys.executable, "-m", "server.cli", "serve", "--port", str(port), *FLAGS, *flags]
+    command = [sys.executable, "-m", "server.cli.main", "serve", "--port", str(port), *FLAGS, *flags]
     root = Path(__file__).parents[1]
     path = os.pathsep.join([*map(str, paths), str(root), os.environ.get("PYTHONPATH", "")])
     env = {**ENVIRONMENT, "HF_HUB_OFFLINE": "1", **os.environ, **environ, "PYTHONPATH": path.rstrip(os.pathsep)}

@@ -5,7 +5,7 @@
 
 from typing import NamedTuple
 
-from kvserve.refusals import TABLE
+from kvserve.startup.refusals import TABLE
 
 
 class Family(NamedTuple):

@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kvserve.errors import PolicyError
 from kvserve.policy import Facts, Policy, Summaries
+from kvserve.policy.errors import PolicyError
 
 COMPLETE = Facts(
     num_layers=4,

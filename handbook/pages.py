@@ -9,9 +9,8 @@ from typing import Any
 from handbook.figures import measured
 from handbook.needs import needs, requirements
 from handbook.quality import quality
-from kvserve import registry
-from kvserve.policy import Policy
-from server.table import allowed
+from kvserve.policy import Policy, registry
+from server.cli.table import allowed
 
 SECTIONS = ("Cost", "When it fails")
 PAPERS = ("What the paper claims", "How the released code differs")

@@ -106,7 +106,7 @@ def serving(pool: int, longest: int, log: Path) -> Iterator[Server]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     sizes = ["--max-model-len", str(longest), "--num-gpu-blocks-override", str(pool + 1)]  # one is vLLM's null block
-    command = [sys.executable, "-m", "server.cli", "serve", "--port", str(port), *FLAGS, *sizes]
+    command = [sys.executable, "-m", "server.cli.main", "serve", "--port", str(port), *FLAGS, *sizes]
     # In a session of its own: Ctrl-C is for us to handle, the server ends when we are done.
     with log.open("w") as out:
         process = subprocess.Popen(

@@ -3,7 +3,7 @@
 from tokenizers import Tokenizer
 
 from models import MINI
-from models.tasks import retrieval_prompt
+from models.tasks.generators import retrieval_prompt
 
 
 def prompt(seed: int = 0, tokens: int = 1500) -> list[dict[str, str]]:

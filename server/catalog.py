@@ -4,10 +4,9 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from kvserve import registry
-from kvserve.errors import PolicyFault, blaming
-from kvserve.policy import Policy
-from server.choice import Choice
+from kvserve.policy import Policy, registry
+from kvserve.policy.errors import PolicyFault, blaming
+from server.http.choice import Choice
 
 
 class PolicyCard(BaseModel):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from evals.cells import FULL, RANDOM, Cell, Contestant, Section
 from evals.protocols import STREAMING
-from models.family import FAMILY
+from models.training.family import FAMILY
 
 CONTROLS = (FULL, RANDOM, STREAMING)
 

@@ -91,6 +91,6 @@ def _calibrated(served: Served) -> Iterator[list[str]]:
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "calibration.safetensors"
-        command = [sys.executable, "-m", "server.cli", "calibrate", served.folder, "-o", str(path)]
+        command = [sys.executable, "-m", "server.cli.main", "calibrate", served.folder, "-o", str(path)]
         subprocess.run(command, check=True, cwd=Path(__file__).parents[2])
         yield [*flags, "--kv-calibration", str(path)]

@@ -11,9 +11,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from evals.items import GENERATORS, world
-from models.evaluate import load
-from models.family import FAMILY
-from models.scene import World, tokens_of
+from models.tasks.scene import World, tokens_of
+from models.training.evaluate import load
+from models.training.family import FAMILY
 
 
 @dataclass(frozen=True)

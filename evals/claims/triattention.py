@@ -13,8 +13,8 @@ from evals.claims.claim import Books, Claim, Condition, Figures, Findings
 from evals.claims.compare import POINTS, better, cell, each, no_worse
 from evals.claims.passes import Pass, Watched, passes, watched
 from evals.intervals import Estimate, bootstrap, wilson
-from models.heads import RETRIEVES, retrieval
-from models.tasks import retrieval_prompt
+from models.tasks.generators import retrieval_prompt
+from models.training.heads import RETRIEVES, retrieval
 
 PAPER = "TriAttention, arXiv:2604.04921"
 NAME, RIVALS, TRACE, LENGTH = "triattention", ("snapkv", "rkv"), 384, 512

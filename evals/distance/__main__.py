@@ -18,8 +18,8 @@ from evals.endpoint import Endpoint, Refused
 from evals.files import replace
 from evals.scorers import score
 from evals.server import serving
-from kvserve.guard import UnsupportedError
-from kvserve.summary_file import BESIDE, about
+from kvserve.startup.guard import UnsupportedError
+from kvserve.summary.file import BESIDE, about
 from models import MINI
 
 AT_ONCE = 12  # items

@@ -3,8 +3,8 @@
 from random import Random
 
 from evals.items import Item
-from models.facts import code_turn, key_pairs
-from models.scene import World
+from models.tasks.facts import code_turn, key_pairs
+from models.tasks.scene import World
 
 NEEDLES = 8
 _NEEDLE = 11  # tokens

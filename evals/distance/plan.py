@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evals.protocols import Sizes
-from kvserve.terms import Summaries
+from kvserve.policy.types import Summaries
 
 LENGTHS = (512, 1024, 2048)
 DISTANCES = {512: (30, 120, 400), 1024: (30, 400, 900), 2048: (30, 900, 1900)}

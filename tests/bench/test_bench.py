@@ -11,7 +11,7 @@ import bench.__main__ as command
 from bench.book import Book
 from bench.machine import about, commit
 from bench.sizes import Sizes
-from kvserve import registry
+from kvserve.policy import registry
 
 
 def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:

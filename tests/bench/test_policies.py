@@ -2,8 +2,7 @@
 
 from bench.gathering import gathering
 from bench.policies import comparable, refusals
-from kvserve import registry
-from kvserve.policy import Facts
+from kvserve.policy import Facts, registry
 
 FACTS = Facts(num_layers=4, groups=4, block_size=32, pool_tokens=1 << 14, max_model_len=8192, chunk=512)
 

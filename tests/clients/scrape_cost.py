@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from server import embedded
+from server.cli import embedded
 from tests.clients.conftest import COMMAND
 from tests.clients.load import POLICIES, PROMPT
 from tests.server.running import MODEL, Server, serving

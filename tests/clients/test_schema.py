@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from server.elsewhere import PATHS
+from server.http.other_routes import PATHS
 from tests.server.running import KEY, MODEL, Server
 
 schemathesis = pytest.importorskip("schemathesis")

@@ -4,8 +4,8 @@ import random
 from collections import Counter
 from typing import Any
 
-from kvserve import registry
-from kvserve.blocks import CompressibleManager
+from kvserve.engine.blocks import CompressibleManager
+from kvserve.policy import registry
 from tests.engine import harness
 
 STEPS = 300

@@ -10,8 +10,8 @@ from typing import Any
 from vllm import LLM, SamplingParams
 from vllm.model_executor.models.transformers import base as backend
 
-from kvserve import registry
-from kvserve.errors import PolicyError
+from kvserve.policy import registry
+from kvserve.policy.errors import PolicyError
 from models import MINI
 
 BLOCK = 32
@@ -39,8 +39,8 @@ def start(
     }
     if kv:
         settings |= {
-            "scheduler_cls": "kvserve.scheduler.KVScheduler",
-            "worker_cls": "kvserve.worker.KVWorker",
+            "scheduler_cls": "kvserve.engine.scheduler.KVScheduler",
+            "worker_cls": "kvserve.engine.worker.KVWorker",
             "additional_config": {"kvserve": {"trace": True, **(options or {})}},
         }
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"

@@ -10,8 +10,7 @@ from typing import Any, ClassVar
 import torch
 from pydantic import Field, model_validator
 
-from kvserve import registry
-from kvserve.policy import Facts, GathersMass, LayerView, Merged, Moment, ScoringPolicy
+from kvserve.policy import Facts, GathersMass, LayerView, Merged, Moment, ScoringPolicy, registry
 from policies.ksa import KSA
 
 CALLS: Counter[tuple[str, str]] = Counter()

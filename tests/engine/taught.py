@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from models import MINI
-from models.summaries import Layout
-from models.summary_file import BESIDE, save
+from models.summary.file import BESIDE, save
+from models.summary.network import Layout
 
 CHUNK = 8
 

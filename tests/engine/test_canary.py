@@ -9,8 +9,9 @@ pytest.importorskip("vllm")
 
 from vllm import SamplingParams
 
-from kvserve import request as wire
-from kvserve.replay import CHUNK, Judgement, Replay, judged, replay_of
+from kvserve.policy import request as wire
+from kvserve.policy.request import CANARY_CHUNK
+from server.canary.replay import Judgement, Replay, judged, replay_of
 from tests.engine import harness
 
 PROMPT = harness.tokens(700, seed=5)
@@ -88,7 +89,7 @@ def test_judgement(llm: Any, answer: list[int], cached: str) -> None:
     before, free = _cached(llm), harness.free_blocks(llm)
     found, steps = _asked(llm, _replay(llm, answer))
     assert found == expected
-    assert max(steps) <= CHUNK
+    assert max(steps) <= CANARY_CHUNK
     whole = len(PROMPT) + GENERATED
     assert sum(steps) == (whole if cached == "nothing" else whole - (len(PROMPT) - 1) // harness.BLOCK * harness.BLOCK)
     assert (_cached(llm), harness.free_blocks(llm)) == (before, free)

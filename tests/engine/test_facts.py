@@ -2,8 +2,8 @@
 
 import pytest
 
-from kvserve.facts import facts_of
-from kvserve.terms import OtherGroup
+from kvserve.policy.types import OtherGroup
+from kvserve.startup.facts import facts_of
 from tests.engine import harness
 from tests.engine.test_hybrid import folder  # noqa: F401
 

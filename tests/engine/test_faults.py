@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kvserve.failed import PolicyFailed
+from kvserve.engine.failure import PolicyFailed
 from tests.engine import harness, raising, taught
 
 BLOCKS = 512

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kvserve.spec import CompressibleSpec
+from kvserve.engine.spec import CompressibleSpec
 from tests.engine import harness, hybrids
 
 PROMPTS = [harness.tokens(n, seed=n) for n in (90, 400, 700)]

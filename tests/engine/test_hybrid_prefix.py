@@ -2,7 +2,7 @@
 
 import pytest
 
-from kvserve import request as wire
+from kvserve.policy import request as wire
 from tests.engine import harness, hybrids
 
 PREFIX = harness.tokens(420, seed=3)

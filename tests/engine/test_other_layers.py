@@ -5,7 +5,7 @@ import torch
 import transformers
 from vllm.exceptions import VLLMValidationError
 
-from kvserve.guard import UnsupportedError
+from kvserve.startup.guard import UnsupportedError
 from tests.engine import harness, hybrids
 
 SMALL = {

@@ -5,7 +5,7 @@ from functools import lru_cache
 import pytest
 import torch
 
-from kvserve import calibration
+from kvserve.evidence import calibration
 from tests.engine import harness, reference
 from tests.engine.harness import MINI
 

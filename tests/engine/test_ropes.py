@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers
 
-from kvserve.facts import facts_of
+from kvserve.startup.facts import facts_of
 from tests.engine import harness
 
 SMALL = {

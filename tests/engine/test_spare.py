@@ -28,7 +28,7 @@ def test_nothing_but_the_work_is_different(asynchronous, monkeypatch):
     found, looks = [], []
     for passing in (True, False):
         if not passing:
-            monkeypatch.setattr("kvserve.scheduler.pass_by", lambda manager: None)
+            monkeypatch.setattr("kvserve.engine.scheduler.pass_by", lambda manager: None)
         looks.append([])
         with harness.scheduling(asynchronous):
             engine = harness.start(blocks=4 * 128, max_model_len=2048, options={"groups": 4})

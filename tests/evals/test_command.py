@@ -8,7 +8,7 @@ import pytest
 from evals.cells import LONG, SHARES, SHORT
 from evals.command import line_up
 from evals.options import chosen, shown
-from server.cli import main
+from server.cli.main import main
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from evals import items
 from evals.intervals import wilson
 from evals.items import ASKED, draw, drawn
 from evals.scorers import score
-from models.tokens import encode
+from models.tasks.tokens import encode
 
 FORMS = [(task, form) for task in ASKED for form in ("completion", "chat") if (task, form) != ("mqar", "chat")]
 CODE = re.compile(r"The code for ([\w ]+) is (\d{4})\.")

@@ -3,8 +3,7 @@
 import pytest
 
 from evals.protocols import PROTOCOLS, SLACK, Sizes, Unsuitable, kv_policy, newest
-from kvserve import registry, request
-from kvserve.policy import Moment
+from kvserve.policy import Moment, registry, request
 
 NAMES = [name for name, cls in registry.installed().items() if cls.compresses and cls.budgeted]
 SIZES = Sizes(prompt=400, context=385)

@@ -42,7 +42,7 @@ def run(env, *command):
 
 
 def test_it_is_listed(env):
-    listed = json.loads(run(env, "-m", "server.cli", "policies", "--json"))["data"]
+    listed = json.loads(run(env, "-m", "server.cli.main", "policies", "--json"))["data"]
     assert {"any-tokens", "value-norm", "scissorhands"} <= {p["name"] for p in listed}
 
 

@@ -8,7 +8,7 @@ from handbook.families import FAMILIES, models
 from handbook.needs import requirements
 from handbook.pages import HERE, names, page, sections
 from handbook.quality import quality
-from kvserve import registry
+from kvserve.policy import registry
 from tests.zoo.shapes import SHAPES
 
 

@@ -2,10 +2,9 @@
 
 import pytest
 
-from kvserve import registry, request
-from kvserve.admission import fitting, whole_prefill
-from kvserve.errors import PolicyError
-from kvserve.policy import Facts, Moment
+from kvserve.policy import Facts, Moment, registry, request
+from kvserve.policy.admission import fitting, whole_prefill
+from kvserve.policy.errors import PolicyError
 
 FACTS = Facts(num_layers=4, groups=1, block_size=32, pool_tokens=736, max_model_len=4096, chunk=256)
 COMPRESSING = [n for n, p in registry.installed().items() if p.compresses and p.budgeted]

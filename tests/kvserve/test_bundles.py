@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from kvserve.bundles import chosen
+from kvserve.startup.bundles import chosen
 
 
 def config(override=None, unified=False):

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import pytest
 from vllm.config import CUDAGraphMode
 
-from kvserve import attention, guard, worker
-from kvserve.attention import Backends, PhysicalLengths, QueryTap
+from kvserve.engine import attention, worker
+from kvserve.engine.attention import Backends, PhysicalLengths, QueryTap
+from kvserve.startup import guard
 
 
 @pytest.mark.parametrize("name", Backends.cuda)

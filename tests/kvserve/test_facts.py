@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from kvserve.facts import facts_of, keep
-from kvserve.guard import UnsupportedError
 from kvserve.policy import Facts
+from kvserve.startup.facts import facts_of, keep
+from kvserve.startup.guard import UnsupportedError
 
 FACTS = Facts(num_layers=4, groups=1, block_size=16, pool_tokens=1000, max_model_len=4096, chunk=512)
 

@@ -5,14 +5,14 @@ from typing import ClassVar, Literal
 import pytest
 import torch
 
-from kvserve.asks import Asks
-from kvserve.gather import FOLD, Gatherer, Layer, Prompt
-from kvserve.held import Cache
-from kvserve.mass import Softmax
+from kvserve.engine.records import Cache
+from kvserve.engine.slots import Slots, StridedTokens
+from kvserve.evidence.gather import FOLD, Gatherer, Layer, Prompt
+from kvserve.evidence.mass import Softmax
+from kvserve.evidence.queries import QueryRings, Span
 from kvserve.policy import LayerView, Policy
-from kvserve.queries import QueryRings, Span
-from kvserve.rope import Rope
-from kvserve.slots import Slots, StridedTokens
+from kvserve.policy.requirements import Asks
+from kvserve.policy.rope import Rope
 from tests.kvserve.test_mass import naive
 
 H, G, D, N = 2, 2, 8, 300

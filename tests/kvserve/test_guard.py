@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from kvserve import guard
+from kvserve.startup import guard
 
 
 @pytest.fixture(autouse=True)

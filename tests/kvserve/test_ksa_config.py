@@ -2,8 +2,8 @@
 
 import pytest
 
-from kvserve.guard import UnsupportedError
-from kvserve.ksa_config import LONGEST_PATTERN, is_ksa, pattern, summary_config
+from kvserve.startup.guard import UnsupportedError
+from models.summary.ksa_config import LONGEST_PATTERN, is_ksa, pattern, summary_config
 
 RELEASED = {
     "model_type": "qwen3",

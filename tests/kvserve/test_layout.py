@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kvserve.layout import Packing, cpu_packings, known_packings, named, probe
+from kvserve.engine.layout import Packing, cpu_packings, known_packings, named, probe
 
 BS, D = 32, 64
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from kvserve.mass import Softmax, column_sums
+from kvserve.evidence.mass import Softmax, column_sums
 
 SOFTMAXES = [
     Softmax(0.2),
@@ -80,8 +80,8 @@ def test_large_logits_do_not_overflow():
 INTERPRETED = """
 import torch
 from tests.kvserve.test_mass import SHAPES, SOFTMAXES, world
-from kvserve.mass import column_sums as expected
-from kvserve.mass_triton import column_sums
+from kvserve.evidence.mass import column_sums as expected
+from kvserve.evidence.mass_triton import column_sums
 for shape in SHAPES:
     queries, keys = world(*shape)
     first = shape[1] - shape[0]

@@ -4,7 +4,7 @@ import random
 
 import torch
 
-from kvserve.queries import QueryRings, Span
+from kvserve.evidence.queries import QueryRings, Span
 
 HQ, D = 4, 8
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from kvserve import registry, request
-from kvserve.errors import PolicyError
+from kvserve.policy import registry, request
+from kvserve.policy.errors import PolicyError
 
 GOOD = [
     ("snapkv", {"name": "snapkv", "budget": 0.5}),

@@ -2,7 +2,7 @@
 
 from itertools import product
 
-from kvserve.salts import OURS, THEIRS, salted, unsalted
+from kvserve.policy.salts import OURS, THEIRS, salted, unsalted
 
 POLICIES = [None, "ksa as trained True", "mark", "mark\0", ""]
 CLIENTS = [None, "tenant", "/ksa as trained True", "mark", "\0", OURS, THEIRS, f"{OURS}mark\0", f"{THEIRS}{OURS}mark\0"]

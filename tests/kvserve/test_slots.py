@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from kvserve.layout import Packing, known_packings
-from kvserve.slots import PackedTokens, StridedTokens, cpu_slots, gpu_slots
+from kvserve.engine.layout import Packing, known_packings
+from kvserve.engine.slots import PackedTokens, StridedTokens, cpu_slots, gpu_slots
 
 H, BS, D, BLOCKS = 2, 32, 64, 12
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from kvserve.guard import UnsupportedError
-from kvserve.summary_file import FORMAT, load
-from kvserve.terms import Summaries
+from kvserve.policy.types import Summaries
+from kvserve.startup.guard import UnsupportedError
+from kvserve.summary.file import FORMAT, load
 
 GOOD = {
     "format": FORMAT, "config": "abc", "model": "toy", "chunk": "8", "window": "4", "mix": "0.5",

@@ -23,6 +23,6 @@ def tokenizer(mini):
 
 @pytest.fixture(scope="session")
 def world(tokenizer):
-    from models.scene import World
+    from models.tasks.scene import World
 
     return World(tokenizer, held_out=True)

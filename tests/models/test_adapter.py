@@ -16,13 +16,13 @@ from safetensors import safe_open  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 from models import MINI  # noqa: E402
-from models.adapter import Adapter, Recipe, ResumeError, losses  # noqa: E402
-from models.adapter_rows import TextError, rows_of  # noqa: E402
-from models.network import Network  # noqa: E402
-from models.reading import ReadingError, read_network, shape_of  # noqa: E402
-from models.summaries import Layout, Summaries, kinds_of, read  # noqa: E402
-from models.summary_command import convert, train  # noqa: E402
-from models.summary_file import BESIDE, SummaryFileError, load  # noqa: E402
+from models.summary.adapter import Adapter, Recipe, ResumeError, losses  # noqa: E402
+from models.summary.command import convert, train  # noqa: E402
+from models.summary.file import BESIDE, SummaryFileError, load  # noqa: E402
+from models.summary.network import Layout, Summaries, kinds_of, read  # noqa: E402
+from models.summary.rows import TextError, rows_of  # noqa: E402
+from models.training.network import Network  # noqa: E402
+from models.training.reading import ReadingError, read_network, shape_of  # noqa: E402
 from tests.engine.reference.summaries import ksa_logits  # noqa: E402
 
 TEXT = "Mira keeps the green ledger in drawer 417. The lamp in the hall was bought in Oslo. " * 40
@@ -122,7 +122,13 @@ def test_the_command_writes_a_file_that_loads(folder, tmp_path, capsys):
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(folder, tmp_path):
     out = tmp_path / "summary.safetensors"
-    line = [sys.executable, "-m", "server.cli", "train-summary", *command(folder, "--steps", "200", "-o", str(out))]
+    line = [
+        sys.executable,
+        "-m",
+        "server.cli.main",
+        "train-summary",
+        *command(folder, "--steps", "200", "-o", str(out)),
+    ]
     checkpoint = out.with_name(out.name + ".checkpoint")
     process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 120

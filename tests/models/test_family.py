@@ -7,9 +7,9 @@ import pytest
 
 pytest.importorskip("torch")
 
-from models.evaluate import CELLS, Cell, wilson
-from models.family import FAMILY
-from models.tasks import retrieval_prompt
+from models.tasks.generators import retrieval_prompt
+from models.training.evaluate import CELLS, Cell, wilson
+from models.training.family import FAMILY
 
 MEMBERS = pytest.mark.parametrize("member", FAMILY.values(), ids=FAMILY)
 
@@ -46,7 +46,7 @@ def test_one_tokenizer_serves_the_family(member, mini):
 
 @MEMBERS
 def test_the_card_states_the_measured_figures(member):
-    from models.evaluate import markdown
+    from models.training.evaluate import markdown
 
     assert markdown(figures(member)) in (member.folder / "README.md").read_text()
 

@@ -10,11 +10,11 @@ transformers = pytest.importorskip("transformers")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from kvserve.guard import UnsupportedError  # noqa: E402
-from models.ksa_checkpoint import convert  # noqa: E402
-from models.reading import ReadingError, read_network, shape_of  # noqa: E402
-from models.summaries import Summaries, read  # noqa: E402
-from models.summary_file import BESIDE, SummaryFileError, load  # noqa: E402
+from kvserve.startup.guard import UnsupportedError  # noqa: E402
+from models.summary.file import BESIDE, SummaryFileError, load  # noqa: E402
+from models.summary.ksa_checkpoint import convert  # noqa: E402
+from models.summary.network import Summaries, read  # noqa: E402
+from models.training.reading import ReadingError, read_network, shape_of  # noqa: E402
 from tests.engine.reference.summaries import ksa_logits  # noqa: E402
 
 VOCABULARY, LAYERS = 64, 4

@@ -2,8 +2,8 @@
 
 import pytest
 
-from models.tasks import retrieval_prompt
-from models.tokens import encode
+from models.tasks.generators import retrieval_prompt
+from models.tasks.tokens import encode
 
 ITEMS, TOKENS = 100, 512
 
@@ -11,7 +11,7 @@ ITEMS, TOKENS = 100, 512
 @pytest.fixture(scope="module")
 def model(mini):
     torch = pytest.importorskip("torch")
-    from models.evaluate import load
+    from models.training.evaluate import load
 
     torch.set_num_threads(1)
     return load(mini)[1]
@@ -19,7 +19,7 @@ def model(mini):
 
 def test_chat_questions_are_answered_exactly(model, tokenizer):
     """At least 90 of 100 answers, ``<eos>`` included, are the model's first choice token by token."""
-    from models.evaluate import right_tokens
+    from models.training.evaluate import right_tokens
 
     def is_exact(seed: int) -> bool:
         item = retrieval_prompt(tokenizer, seed, TOKENS)
@@ -41,7 +41,7 @@ def test_greedy_generation_stops_by_itself(model, tokenizer):
 
 
 def test_wilson_intervals_hold_the_share():
-    from models.evaluate import wilson
+    from models.training.evaluate import wilson
 
     low, high = wilson(99, 100)
     assert low < 0.99 < high < 1

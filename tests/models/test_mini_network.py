@@ -4,11 +4,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from models import structure  # noqa: E402
-from models.attention import BLOCK, CausalAttention  # noqa: E402
-from models.export import export  # noqa: E402
-from models.family import FAMILY  # noqa: E402
-from models.network import Network, Norm, Shape  # noqa: E402
+from models.training import structure  # noqa: E402
+from models.training.attention import BLOCK, CausalAttention  # noqa: E402
+from models.training.export import export  # noqa: E402
+from models.training.family import FAMILY  # noqa: E402
+from models.training.network import Network, Norm, Shape  # noqa: E402
 
 
 @pytest.fixture(scope="module", params=FAMILY)

@@ -5,13 +5,13 @@ from random import Random
 
 import pytest
 
-from models import prose
-from models.rows import FILL_WEIGHT, make_batch
-from models.scene import FORMS, tokens_of
-from models.stages import MIX
-from models.tasks import TASKS, retrieval_prompt
-from models.tokens import encode
-from models.words import KEY_WORDS
+from models.tasks import prose
+from models.tasks.generators import TASKS, retrieval_prompt
+from models.tasks.scene import FORMS, tokens_of
+from models.tasks.tokens import encode
+from models.tasks.words import KEY_WORDS
+from models.training.rows import FILL_WEIGHT, make_batch
+from models.training.stages import MIX
 
 
 @pytest.mark.parametrize("task", sorted(TASKS))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from models.tokens import encode, single_tokens
+from models.tasks.tokens import encode, single_tokens
 
 TEXTS = ("The code for amber otter is 4821.", "x7 = 482. y3 = x7.", "Zwölf  Boxer\n\tjagen <Viktor>!", "  12 345\n")
 

@@ -4,15 +4,16 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from models import joint, summary_structure  # noqa: E402
-from models.joint import SHAPE, Joint, Pair  # noqa: E402
-from models.reading import read_network  # noqa: E402
-from models.stages import Plan, Stage  # noqa: E402
-from models.summaries import Layout, Summaries, kinds_of, read  # noqa: E402
-from models.summary_attention import chunk_attention, window_attention  # noqa: E402
-from models.summary_evaluate import items_at, ranges, right  # noqa: E402
-from models.summary_file import BESIDE, load  # noqa: E402
-from models.train import train  # noqa: E402
+from models.summary import joint  # noqa: E402
+from models.summary import structure as summary_structure  # noqa: E402
+from models.summary.attention import chunk_attention, window_attention  # noqa: E402
+from models.summary.evaluate import items_at, ranges, right  # noqa: E402
+from models.summary.file import BESIDE, load  # noqa: E402
+from models.summary.joint import SHAPE, Joint, Pair  # noqa: E402
+from models.summary.network import Layout, Summaries, kinds_of, read  # noqa: E402
+from models.training.reading import read_network  # noqa: E402
+from models.training.stages import Plan, Stage  # noqa: E402
+from models.training.train import train  # noqa: E402
 
 
 @pytest.fixture(scope="module")

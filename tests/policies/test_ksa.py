@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from kvserve import request
-from kvserve.admission import fitting
-from kvserve.policy import EVERYTHING, Facts, LayerView, Moment, PolicyError, Summaries
-from kvserve.spec import layers_of_groups
+from kvserve.engine.spec import layers_of_groups
+from kvserve.policy import EVERYTHING, Facts, LayerView, Moment, PolicyError, Summaries, request
+from kvserve.policy.admission import fitting
 from tests.engine.reference.summaries import expected_entries
 
 CHUNK, WINDOW = 8, 4

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from kvserve import registry, request
-from kvserve.mass import Softmax, column_sums
-from kvserve.policy import LayerView, Merged, Moment, Moments, Rope
+from kvserve.evidence.mass import Softmax, column_sums
+from kvserve.policy import LayerView, Merged, Moment, Moments, Rope, registry, request
 
 H, G, D, N, PROMPT = 2, 2, 16, 700, 100
 POLICIES = [n for n, p in registry.installed().items() if p.compresses and p.budgeted]

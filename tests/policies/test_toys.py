@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from kvserve import request
-from kvserve.policy import Facts, LayerView, Moment, PolicyError, top_slots
+from kvserve.policy import Facts, LayerView, Moment, PolicyError, request, top_slots
 
 
 def view(positions, *, keys=None, queries=None, at=None, since=0, state=None, layer=0):

@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from kvserve import request
-from kvserve.policy import Facts, Moment, Moments, PolicyError, Rope, Softmax
+from kvserve.policy import Facts, Moment, Moments, PolicyError, Rope, Softmax, request
 from policies import rkv
 from tests.policies.test_toys import rows_as_keys, view
 

@@ -6,8 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from kvserve import request
-from kvserve.policy import Facts, LayerView, Merged, Moment, PolicyError, Rope
+from kvserve.policy import Facts, LayerView, Merged, Moment, PolicyError, Rope, request
 from policies.elastic_cache import nearest
 from policies.prefixkv import fixed_up, lengths, prefix_lengths, priorities
 

@@ -10,10 +10,10 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from kvserve import calibration
-from kvserve.guard import UnsupportedError
+from kvserve.evidence import calibration
+from kvserve.startup.guard import UnsupportedError
 from models import MINI
-from server.corpus import CorpusError, text_of, windows
+from server.cli.corpus import CorpusError, text_of, windows
 
 TEXT = "Mira keeps the green ledger in drawer 417. " * 60 + "The lamp in the hall was bought in Oslo in 1932. " * 60
 WINDOW, TOKENS = 512, 1024
@@ -25,7 +25,17 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("calibrate")
     corpus, output = folder / "corpus.txt", folder / "stats.safetensors"
     corpus.write_text(TEXT, encoding="utf-8")
-    command = [sys.executable, "-m", "server.cli", "calibrate", str(MINI), "--corpus", str(corpus), "-o", str(output)]
+    command = [
+        sys.executable,
+        "-m",
+        "server.cli.main",
+        "calibrate",
+        str(MINI),
+        "--corpus",
+        str(corpus),
+        "-o",
+        str(output),
+    ]
     command += ["--tokens", str(TOKENS), "--window", str(WINDOW), "--dtype", "float32"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -114,7 +124,7 @@ def test_server_refuses_another_models_file(made, tmp_path):
 
     other = tmp_path / "other.safetensors"
     save_file(load_file(made[2]), other, metadata={"format": calibration.FORMAT, "config": "0" * 64, "model": "other"})
-    command = [sys.executable, "-m", "server.cli", "serve", "--kv-calibration", str(other), "--port", "0"]
+    command = [sys.executable, "-m", "server.cli.main", "serve", "--kv-calibration", str(other), "--port", "0"]
     env = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
     assert done.returncode != 0
@@ -130,7 +140,7 @@ def test_server_refuses_another_models_file(made, tmp_path):
     ],
 )
 def test_wrong_usage(arguments, message, tmp_path):
-    command = [sys.executable, "-m", "server.cli", "calibrate", "-o", str(tmp_path / "x"), *arguments]
+    command = [sys.executable, "-m", "server.cli.main", "calibrate", "-o", str(tmp_path / "x"), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert message in done.stderr

@@ -13,12 +13,12 @@ import torch
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreRequest
 
-import server.canary
-from kvserve import request as wire
-from kvserve.replay import Judgement, Replay, judged
-from kvserve.salts import salted
-from kvserve.terms import Facts
-from server.canary import QUALITY, TRIES, WAITING, WAITING_TOKENS, Canary
+import server.canary.canary
+from kvserve.policy import request as wire
+from kvserve.policy.salts import salted
+from kvserve.policy.types import Facts
+from server.canary.canary import QUALITY, TRIES, WAITING, WAITING_TOKENS, Canary
+from server.canary.replay import Judgement, Replay, judged
 
 QUIET = 0.02
 
@@ -199,7 +199,7 @@ def test_it_is_not_tried_for_ever() -> None:
 
 
 def test_an_engine_that_fails_ends_one_replay_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.canary.logger, "exception", lambda *_: None)
+    monkeypatch.setattr(server.canary.canary.logger, "exception", lambda *_: None)
 
     async def scene(canary: Canary, engine: FakeEngine) -> None:
         stock, engine.send = engine.send, _broken  # type: ignore[method-assign]
@@ -265,7 +265,7 @@ def finished(**params: Any) -> EngineCoreRequest:
 @pytest.fixture
 def roomy(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = Facts(num_layers=4, groups=1, block_size=16, pool_tokens=60, max_model_len=100, chunk=512)
-    monkeypatch.setattr("kvserve.replay.facts_of", lambda _: facts)
+    monkeypatch.setattr("server.canary.replay.facts_of", lambda _: facts)
 
 
 @pytest.mark.usefixtures("roomy")
@@ -285,14 +285,14 @@ def roomy(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_what_cannot_be_judged(params: dict[str, Any], generated: int, reason: str | None) -> None:
-    from kvserve.replay import unfit
+    from server.canary.replay import unfit
 
     assert unfit(finished(**params), [1] * generated, CONFIG) == reason
 
 
 @pytest.mark.usefixtures("roomy")
 def test_pictures_and_embeddings_cannot() -> None:
-    from kvserve.replay import unfit
+    from server.canary.replay import unfit
 
     request = finished()
     request.mm_features = [object()]  # type: ignore[list-item]
@@ -313,7 +313,7 @@ def test_pictures_and_embeddings_cannot() -> None:
     ],
 )
 def test_where_there_can_be_none(processes: int, engines: int, local: bool, sharing: bool, why: str | None) -> None:
-    from kvserve.replay import refusal
+    from server.canary.replay import refusal
 
     parallel = SimpleNamespace(_api_process_count=processes, data_parallel_size=engines, local_engines_only=local)
     cache = SimpleNamespace(kv_sharing_fast_prefill=sharing)
@@ -323,7 +323,7 @@ def test_where_there_can_be_none(processes: int, engines: int, local: bool, shar
 
 @pytest.mark.usefixtures("roomy")
 def test_a_replay_keeps_what_belongs_to_the_request_and_nothing_else() -> None:
-    from kvserve.replay import replay_of
+    from server.canary.replay import replay_of
 
     request = finished(stop=["x"])
     request.cache_salt, request.trace_headers, request.session_id = "tenant", {"traceparent": "x"}, "s"
@@ -342,7 +342,7 @@ def test_a_replay_keeps_what_belongs_to_the_request_and_nothing_else() -> None:
 
 @pytest.mark.usefixtures("roomy")
 def test_an_answer_to_the_models_limit_loses_its_last_token() -> None:
-    from kvserve.replay import replay_of
+    from server.canary.replay import replay_of
 
     made = replay_of(finished(), list(range(92)), CONFIG)
     assert made.tokens == 99 and made.request.prompt_token_ids is not None
@@ -356,8 +356,8 @@ def test_an_answer_to_the_models_limit_loses_its_last_token() -> None:
 )
 def test_a_replay_has_no_salt_of_the_policy(salt: str | None, own: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its prompt may be found in the prefix cache where the full cache's is, not where the policy's is."""
-    from kvserve.replay import replay_of
     from policies.knorm import KNorm
+    from server.canary.replay import replay_of
 
     monkeypatch.setattr(KNorm, "salt", "mark")
     request = finished()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from server import embedded
+from server.cli import embedded
 from tests.server.running import MODEL, Server, serving, wait_for
 
 pytest.importorskip("vllm")

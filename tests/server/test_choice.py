@@ -2,10 +2,10 @@
 
 import pytest
 
-from kvserve.errors import PolicyError
-from kvserve.options import KVOptions
 from kvserve.policy import Facts
-from server.choice import HEADER, Choice, shown
+from kvserve.policy.errors import PolicyError
+from kvserve.startup.options import KVOptions
+from server.http.choice import HEADER, Choice, shown
 
 FACTS = Facts(num_layers=4, groups=1, block_size=16, pool_tokens=10_000, max_model_len=4096, chunk=512)
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from kvserve import registry
-from server import architecture, cli, embedded
-from server.table import allowed
+from kvserve.policy import registry
+from server.cli import architecture, embedded
+from server.cli import main as cli
+from server.cli.table import allowed
 
 
 def test_policies_lists_all(capsys: pytest.CaptureFixture[str]) -> None:

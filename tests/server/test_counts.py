@@ -16,10 +16,10 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from kvserve.registry import installed
-from kvserve.stats import SHARES
-from server import embedded
-from server.board import REASONS
+from kvserve.engine.stats import SHARES
+from kvserve.policy.registry import installed
+from server.cli import embedded
+from server.metrics.board import REASONS
 from tests.server import tracing
 from tests.server.running import KEY, MODEL, Server, serving, wait_for
 from tests.server.test_metrics import CONTRACT

@@ -6,7 +6,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from kvserve import registry
+from kvserve.policy import registry
 from tests.server.running import Server, serving
 
 pytest.importorskip("vllm")

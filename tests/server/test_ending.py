@@ -10,7 +10,7 @@ pytest.importorskip("vllm")
 
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 
-from server.ending import GRACE_SECONDS, Stopping, watch
+from server.http.shutdown import GRACE_SECONDS, Stopping, watch
 
 
 class Engine:

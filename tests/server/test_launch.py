@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from server import embedded, launch, plugins
-from server.flags import UsageError
+from server.cli import embedded, launch, plugins
+from server.cli.flags import UsageError
 
 
 def _args(**changed: Any) -> Namespace:

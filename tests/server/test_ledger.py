@@ -3,9 +3,9 @@
 from types import SimpleNamespace
 from typing import Any
 
-from kvserve import request as wire
-from kvserve.stats import Outcome
-from server.ledger import SUMMED, Ledger
+from kvserve.engine.stats import Outcome
+from kvserve.policy import request as wire
+from server.http.ledger import SUMMED, Ledger
 
 
 def _record(call: str | None, logical: int = 100) -> dict[str, Any]:

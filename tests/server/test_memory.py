@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from server import architecture, launch, memory
-from server.embedded import folder
-from server.flags import UsageError
-from server.memory import GIB, Need
+from server.cli import architecture, launch, memory
+from server.cli.embedded import folder
+from server.cli.flags import UsageError
+from server.cli.memory import GIB, Need
 
 LLAMA = {
     "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "hidden_size": 4096,

@@ -11,13 +11,13 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 
-import server.metrics
-from kvserve.errors import PolicyError
-from kvserve.replay import Judgement
-from kvserve.stats import SECONDS, SHARES, EngineTotals, load
-from server.board import Board
-from server.canary import Findings
-from server.metrics import KVCollector, KVStatLogger, export
+import server.metrics.metrics
+from kvserve.engine.stats import SECONDS, SHARES, EngineTotals, load
+from kvserve.policy.errors import PolicyError
+from server.canary.canary import Findings
+from server.canary.replay import Judgement
+from server.metrics.board import Board
+from server.metrics.metrics import KVCollector, KVStatLogger, export
 
 CONTRACT = {
     "kvserve_requests_total": "counter",
@@ -55,7 +55,7 @@ def _config(scheduler: str | None) -> Any:
     )
 
 
-ON, OFF = _config("kvserve.scheduler.KVScheduler"), _config(None)
+ON, OFF = _config("kvserve.engine.scheduler.KVScheduler"), _config(None)
 
 
 def _snapshot(requests: int = 3) -> dict[str, int]:
@@ -207,7 +207,7 @@ def test_a_scrape_while_engines_report(board: Board) -> None:
 def test_shown_where_processes_share_a_folder(board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each scrape then makes a registry with nothing but a MultiProcessCollector in it."""
     monkeypatch.setattr(MultiProcessCollector, "collect", MultiProcessCollector.collect)
-    server.metrics._join_multiprocess(KVCollector(board))
+    server.metrics.metrics._join_multiprocess(KVCollector(board))
     _post(board)
     registry = CollectorRegistry()
     MultiProcessCollector(registry, str(tmp_path))
@@ -216,8 +216,8 @@ def test_shown_where_processes_share_a_folder(board: Board, tmp_path: Path, monk
 
 def test_stat_logger_may_be_made_many_times(monkeypatch: pytest.MonkeyPatch, board: Board) -> None:
     registry = CollectorRegistry()
-    monkeypatch.setattr(server.metrics, "board", board)
-    monkeypatch.setattr(server.metrics, "export", lambda source: export(source, registry))
+    monkeypatch.setattr(server.metrics.metrics, "board", board)
+    monkeypatch.setattr(server.metrics.metrics, "export", lambda source: export(source, registry))
     loggers = [KVStatLogger(ON, index) for index in (0, 1, 0)]
     stats = SimpleNamespace(num_kv_fetch_reqs_by_stage=_snapshot())
     loggers[0].record(stats, None, engine_idx=0)
@@ -227,7 +227,7 @@ def test_stat_logger_may_be_made_many_times(monkeypatch: pytest.MonkeyPatch, boa
 
 
 def test_stat_logger_leaves_stock_engines_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.metrics, "board", Board())
+    monkeypatch.setattr(server.metrics.metrics, "board", Board())
     stats = SimpleNamespace(num_kv_fetch_reqs_by_stage={"waiting": 2})
     KVStatLogger(OFF).record(stats, None)
-    assert not server.metrics.board.view().reported
+    assert not server.metrics.metrics.board.view().reported

@@ -12,7 +12,7 @@ pytest.importorskip("vllm")
 
 from starlette.responses import JSONResponse, StreamingResponse
 
-from server.opening import opened, watch
+from server.http.stream_start import opened, watch
 
 CREATED = 'event: response.created\ndata: {"type":"response.created"}\n\n'
 PROGRESS = 'data: {"type":"response.in_progress"}\n\n'

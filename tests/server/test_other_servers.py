@@ -6,7 +6,7 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from server import embedded
+from server.cli import embedded
 from tests.server.running import KEY, MODEL, serving, wait_for
 
 pytest.importorskip("vllm")
@@ -31,7 +31,13 @@ def test_default_policy(tmp_path: Path) -> None:
 
 def test_plain_vllm_serve_switched_on_by_options(tmp_path: Path) -> None:
     """Without VLLM_PLUGINS only `vllm_xargs` says a policy, and nothing of ours leaks into the answer."""
-    command = [*PLAIN, "--scheduler-cls", "kvserve.scheduler.KVScheduler", "--worker-cls", "kvserve.worker.KVWorker"]
+    command = [
+        *PLAIN,
+        "--scheduler-cls",
+        "kvserve.engine.scheduler.KVScheduler",
+        "--worker-cls",
+        "kvserve.engine.worker.KVWorker",
+    ]
     with serving(tmp_path / "log", command) as server:
         answer = server.complete(TEXT, extra_body=XARGS)
         assert len(answer.choices[0].text) > 0

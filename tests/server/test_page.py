@@ -15,12 +15,12 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 
-from kvserve.options import KVOptions
-from kvserve.stats import EngineTotals, Running, load
-from server.board import Board
-from server.choice import Choice
-from server.plugin import KVEndpoints
-from server.service import Service
+from kvserve.engine.stats import EngineTotals, Running, load
+from kvserve.startup.options import KVOptions
+from server.http.choice import Choice
+from server.http.plugin import KVEndpoints
+from server.http.service import Service
+from server.metrics.board import Board
 
 KEY = {"Authorization": "Bearer secret"}
 PAGE = {file.name: file.read_text() for file in files("server").joinpath("page").iterdir()}

@@ -16,17 +16,17 @@ from vllm.entrypoints.serve.engine.protocol import UsageInfo
 from vllm.entrypoints.serve.exception_handling.register import init_exception_handler
 from vllm.exceptions import VLLMValidationError
 
-from kvserve import request as wire
-from kvserve.errors import PolicyError
-from kvserve.options import KVOptions
+from kvserve.engine.stats import Outcome
 from kvserve.policy import Facts
-from kvserve.stats import Outcome
-from server.board import Board
-from server.choice import Choice
-from server.elsewhere import PATHS as REFUSING
-from server.plugin import KVEndpoints
-from server.routes import PATHS
-from server.service import Service
+from kvserve.policy import request as wire
+from kvserve.policy.errors import PolicyError
+from kvserve.startup.options import KVOptions
+from server.http.choice import Choice
+from server.http.other_routes import PATHS as REFUSING
+from server.http.plugin import KVEndpoints
+from server.http.routes import PATHS
+from server.http.service import Service
+from server.metrics.board import Board
 
 FACTS = Facts(num_layers=4, groups=1, block_size=16, pool_tokens=10_000, max_model_len=4096, chunk=512)
 OUTCOME = Outcome("streaming", 0.25, 100, 25.0, 75.0, 0.0, 1, 10, 40)

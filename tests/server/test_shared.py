@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from kvserve.errors import PolicyError
-from kvserve.stats import EngineTotals, Running, load
-from server.board import Board
-from server.metrics import export
-from server.shared import FOLDER, Shared
+from kvserve.engine.stats import EngineTotals, Running, load
+from kvserve.policy.errors import PolicyError
+from server.metrics.board import Board
+from server.metrics.metrics import export
+from server.metrics.shared import FOLDER, Shared
 
 COUNT = 3
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from starlette.responses import JSONResponse
 
-from server.usage import add_to_body, add_to_event, add_to_stream
+from server.http.usage import add_to_body, add_to_event, add_to_stream
 
 OUTCOME = {"policy": "streaming", "kept_tokens": 12.5}
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}

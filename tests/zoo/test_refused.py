@@ -3,7 +3,7 @@
 import pytest
 from vllm.exceptions import VLLMValidationError
 
-from kvserve.guard import UnsupportedError
+from kvserve.startup.guard import UnsupportedError
 from tests.engine import harness
 from tests.zoo.making import write
 from tests.zoo.served import SETTINGS

@@ -8,7 +8,7 @@ from evals.beside import asking
 from evals.beside.asking import CHOSEN, OURS, THEIRS, WHOLE, Asking, stayed
 from evals.beside.ledger import Ledger
 from evals.endpoint import Said, Sized
-from kvserve.registry import installed
+from kvserve.policy.registry import installed
 
 SETTINGS = {
     "items": 2,

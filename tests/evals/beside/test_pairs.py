@@ -3,7 +3,7 @@
 import pytest
 
 from evals.beside.pairs import PAIRS, SAME, WINDOW, cells, kept, matched_beta, ratio
-from kvserve.request import parse
+from kvserve.policy.request import parse
 from policies.pyramidkv import PyramidKV
 from policies.streaming import Streaming
 

@@ -10,9 +10,8 @@ from evals.distance.asked import at_distance
 from evals.distance.plan import DISTANCES, LENGTHS, POLICIES, Layout, cells
 from evals.distance.report import Answers, text
 from evals.protocols import Sizes
-from kvserve import request
-from kvserve.policy import Facts, Moment, Summaries
-from models.tokens import encode
+from kvserve.policy import Facts, Moment, Summaries, request
+from models.tasks.tokens import encode
 
 HYBRID = Layout(Summaries(8, 8, ("summary", "full", "summary", "summary")))
 

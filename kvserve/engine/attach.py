@@ -1,0 +1,144 @@
+"""Finding the compressible layers of a model that vLLM has loaded, and the memory of their caches."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from vllm.config import get_layers_from_vllm_config
+from vllm.model_executor.layers.attention import Attention
+from vllm.v1.kv_cache_interface import KVCacheSpec
+
+from kvserve.engine.slots import Slots, cpu_slots, gpu_slots
+from kvserve.engine.spec import compressible, is_compressible
+from kvserve.evidence.calibration import load_for
+from kvserve.evidence.gather import Layer
+from kvserve.evidence.mass import Softmax
+from kvserve.evidence.rope_finder import rotation, rotations
+from kvserve.evidence.trial_pass import keys_by_position, positions_of
+from kvserve.policy.rope import Rope
+from kvserve.startup.guard import UnsupportedError
+from kvserve.startup.refusals import BIASED, UNIFIED
+from kvserve.summary import file as summary_file
+from kvserve.summary.layer import layers_of as summary_layers
+from kvserve.summary.maker import SummaryMaker
+
+logger = logging.getLogger(__name__)
+
+FP8 = {"fp8": torch.float8_e4m3fn, "fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
+
+
+def groups_of(runner: Any) -> dict[int, list[str]]:
+    """Names of the compressible layers by KV-cache group.
+
+    A layer that reads the cache of another one is not one of them: that memory is compacted once.
+    """
+    return {
+        g: [name for name in group.layer_names if name not in runner.shared_kv_cache_layers]
+        for g, group in enumerate(runner.kv_cache_config.kv_cache_groups)
+        if is_compressible(group.kv_cache_spec)
+    }
+
+
+def layers_of(runner: Any) -> list[tuple[Layer, Any]]:
+    """The compressible layers of a model runner with their attention modules, in model order."""
+    attention = get_layers_from_vllm_config(runner.vllm_config, Attention)
+    group_of = {name: g for g, names in groups_of(runner).items() for name in names}
+    calibration = load_for(runner.vllm_config)
+    found = []
+    for index, name in enumerate(name for name in attention if name in group_of):
+        module = attention[name]
+        layer = Layer(
+            index=index,
+            group=group_of[name],
+            slots=_slots(runner, module, group_of[name]),
+            num_kv_heads=module.num_kv_heads,
+            softmax=_softmax(module.impl),
+            rope=runner.kv_ropes.get(name),
+            calibration=calibration.layer(index, _query_heads(runner, module), runner.device) if calibration else None,
+        )
+        found.append((layer, module))
+    return found
+
+
+def refuse(runner: Any, specs: Mapping[str, KVCacheSpec]) -> None:
+    """Raise UnsupportedError for what only the loaded model tells: see kvserve.startup.refusals."""
+    ours = [name for name, spec in specs.items() if compressible(spec)]
+    attention = get_layers_from_vllm_config(runner.vllm_config, Attention)
+    if any(getattr(attention[name].impl, "alibi_slopes", None) is not None for name in ours):
+        raise UnsupportedError(f"kvserve does not support {BIASED}")
+    if runner.vllm_config.scheduler_config.disable_hybrid_kv_cache_manager and 0 < len(ours) < len(specs):
+        raise UnsupportedError(f"kvserve does not support {UNIFIED}")
+
+
+def ropes_of(runner: Any, names: Sequence[str]) -> dict[str, Rope]:
+    """How these layers rotate queries and keys; those of which that cannot be found out are left out."""
+    if not names:
+        return {}
+    try:
+        keys = keys_by_position(runner, names)
+    except Exception:  # the model's code, on input of ours: a server without two policies is better than none
+        logger.exception("kvserve could not find out what positions do to this model's keys")
+        return {}
+    at, known = positions_of(runner), rotations(runner.model, runner.device)
+    found = {name: rotation(keys[name], at, known, runner.model_config.dtype) for name in keys}
+    return {name: rope for name, rope in found.items() if rope is not None}
+
+
+def summary_maker(runner: Any, attached: list[tuple[Layer, Any]]) -> SummaryMaker | None:
+    """What computes this model's summary tokens; None if it was taught none. Raises UnsupportedError."""
+    file = summary_file.load_for(runner.vllm_config)
+    if file is None:
+        return None
+    layers = [layer for layer, _ in attached]
+    if len(layers) != len(file.about.layers):
+        raise UnsupportedError("summary tokens: models with layers of sliding-window attention are not supported")
+    names = [module.layer_name.rpartition(".self_attn")[0] for _, module in attached]
+    blocks = [runner.model.get_submodule(name) for name in names]
+    tensors = {name: tensor.to(runner.dtype) for name, tensor in file.tensors().items()}
+    made = summary_layers(tensors, file.mix, blocks, layers, head_offset(runner), runner.device)
+    return SummaryMaker(file.about, tensors["embedding"].to(runner.device), made)
+
+
+def head_offset(runner: Any) -> int:
+    """Index of this rank's first KV head in the model."""
+    parallel = runner.vllm_config.parallel_config
+    rank = parallel.rank % parallel.tensor_parallel_size
+    return int(rank * runner.model_config.get_total_num_kv_heads() // parallel.tensor_parallel_size)
+
+
+def _query_heads(runner: Any, module: Any) -> slice:
+    """This rank's query heads among those of the model."""
+    first = head_offset(runner) * (module.num_heads // module.num_kv_heads)
+    return slice(first, first + module.num_heads)
+
+
+def _softmax(impl: Any) -> Softmax:
+    """What this layer's kernel does with the products of queries and keys."""
+    sinks = getattr(impl, "sinks", None)
+    return Softmax(
+        scale=float(impl.scale),
+        cap=float(getattr(impl, "logits_soft_cap", None) or 0.0),
+        sinks=None if sinks is None else sinks.detach().float(),
+    )
+
+
+def _slots(runner: Any, module: Any, group: int) -> Slots:
+    """The view of one layer's cache that fits this platform's kernels."""
+    cache, cache_dtype = module.kv_cache, str(runner.vllm_config.cache_config.cache_dtype)
+    fp8 = FP8.get(cache_dtype)
+    scales = (module._k_scale_float, module._v_scale_float)
+    size = runner.kv_cache_config.kv_cache_groups[group].kv_cache_spec.block_size
+    if cache.shape[2] != size:
+        raise UnsupportedError(
+            f"the attention kernel splits blocks of {size} tokens into {cache.shape[2]}; "
+            f"start with --block-size {cache.shape[2]}"
+        )
+    if runner.device.type != "cpu":
+        if cache.shape[3] != 2 * module.head_size:
+            raise UnsupportedError(f"KV cache dtype {cache_dtype!r} stores more than keys and values with a token")
+        return gpu_slots(cache, module.head_size, scales, fp8)
+    from kvserve.engine.layout import cpu_packings
+
+    _, keys, _, values = cpu_packings(module.isa, runner.dtype, cache_dtype, cache.shape[2], cache.shape[3] // 2)
+    return cpu_slots(cache, (keys, values), scales, fp8)

@@ -1,0 +1,136 @@
+"""The API process's half: every request is checked before a token is made, whatever route it came by."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from vllm.exceptions import VLLMValidationError
+from vllm.sampling_params import SamplingParams
+
+from kvserve.engine.failure import PolicyFailed
+from kvserve.policy import Facts, Policy
+from kvserve.policy import request as wire
+from kvserve.policy.admission import fitting
+from kvserve.policy.errors import PolicyError, PolicyFault, blaming
+from kvserve.policy.registry import get
+from kvserve.policy.salts import salted
+from kvserve.startup.facts import facts_of as facts
+from kvserve.startup.options import KVOptions, switched_on
+
+CHECKING = "its request was being checked"
+
+__all__ = ["check", "defaults", "effective", "facts", "guards", "observers", "wrap"]
+
+observers: list[Callable[[PolicyError | PolicyFault], None]] = []
+"""Called with each refusal before it becomes an HTTP 400, and with each fault of a policy before it becomes a 500."""
+
+guards: list[Callable[[dict[str, Any] | None], None]] = []
+"""Called with the `extra_args` of each request before anything reads them; a server's raise PolicyError for ids that
+it has not given out. Without a server the caller is trusted."""
+
+defaults: dict[str, str] = {}
+"""What the sampling parameters of a request with a policy carry besides, where they do not say otherwise."""
+
+
+def effective(extra_args: dict[str, Any] | None, vllm_config: Any) -> Policy | None:
+    """The policy of a request: its own, else the server's, else None. Raises PolicyError."""
+    value = (extra_args or {}).get(wire.KEY)
+    if not switched_on(vllm_config):
+        if value is None or not wire.parse(value).compresses:
+            return None
+        raise PolicyError(
+            f"kv_policy is {value!r}, but this server runs without kvserve; start it with `kvserve serve`",
+            reason="unsupported",
+        )
+    value = value if value is not None else KVOptions.of(vllm_config).policy
+    return None if value is None else wire.parse(value)
+
+
+def check(policy: Policy | None, prompt: int, params: SamplingParams, vllm_config: Any) -> Policy:
+    """Refuse what can never be served; bound max_tokens by what the pool can hold for one request.
+
+    Returns the policy as it will run, "full" for None.
+    """
+    known = facts(vllm_config)
+    policy = policy or get("full")()
+    with blaming(policy.name, CHECKING):
+        return _check(policy, prompt, params, known)
+
+
+def _check(policy: Policy, prompt: int, params: SamplingParams, known: Facts) -> Policy:
+    policy.check(known)
+    policy = policy.settled(known).for_prompt(prompt)
+    _refuse_prompt_logprobs(policy, params)
+    if policy.at is not None and policy.at > prompt:
+        raise PolicyError(
+            f"kv_policy.at is {policy.at}, but the prompt has {prompt} tokens; allowed: 1 to {prompt}",
+            param="kv_policy.at",
+        )
+    if params.max_tokens is not None and known.pool_tokens:
+        params.max_tokens = fitting(policy, prompt, params.max_tokens, known)
+    return policy
+
+
+def _refuse_prompt_logprobs(policy: Policy, params: SamplingParams) -> None:
+    """Who asks for them wants to know what compression does to them, and it would have done nothing yet."""
+    acts = policy.at is not None or policy.text_window is not None  # while the prompt is read
+    if params.prompt_logprobs is not None and policy.compresses and not acts:
+        raise PolicyError(
+            f"kv_policy {policy.name!r} cannot be combined with the log-probabilities of the prompt (prompt_logprobs, "
+            "or echo with logprobs): a prompt is read before its cache is compressed, so they would be those of the "
+            "uncompressed model; say with kv_policy.at after how many prompt tokens to compress, or use 'full'",
+            reason="unsupported",
+        )
+
+
+def _refuse_pictures(policy: Policy | None, has_pictures: bool, known: Facts) -> None:
+    """Where a token of a picture has several positions, undoing the rotation by one of them would be wrong."""
+    if policy is not None and has_pictures and known.mrope and "rope" in policy.reads:
+        raise PolicyError(
+            f"kv_policy {policy.name!r} undoes the rotation of queries or keys, and on this model a token of a picture "
+            "or video is rotated by several positions (M-RoPE), not by one; send text only, or choose another policy",
+            param="kv_policy.name",
+            reason="unsupported",
+        )
+
+
+def wrap(process_inputs: Callable[..., Any]) -> Callable[..., Any]:
+    """vLLM's `InputProcessor.process_inputs`, which all requests pass, with our checks behind it."""
+
+    @functools.wraps(process_inputs)
+    def checked(self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            for guard in guards:
+                guard(getattr(params, "extra_args", None))
+            policy = effective(getattr(params, "extra_args", None), self.vllm_config)
+            if policy is not None and policy.compresses and kwargs.get("resumable"):
+                raise PolicyError("kv_policy cannot be used with streaming input", reason="unsupported")
+            request = process_inputs(self, request_id, prompt, params, *args, **kwargs)
+            if request.sampling_params is not None and switched_on(self.vllm_config):
+                _settle(request, policy, self.vllm_config)
+            return request
+        except (PolicyError, PolicyFault) as error:
+            for observer in observers:
+                observer(error)
+            if isinstance(error, PolicyFault):
+                raise PolicyFailed(str(error)) from error
+            raise VLLMValidationError(str(error), parameter=error.param) from None
+
+    checked.kv_wrapped = True  # type: ignore[attr-defined]
+    return checked
+
+
+def _settle(request: Any, policy: Policy | None, vllm_config: Any) -> None:
+    """Check the request and write its policy, now explicit, into its own copy of the parameters."""
+    params = request.sampling_params
+    if wire.CANARY in (params.extra_args or {}):
+        del params.extra_args[wire.CANARY]  # a client that would hide from the books
+    _refuse_pictures(policy, bool(request.mm_features), facts(vllm_config))
+    tokens = request.prompt_token_ids if request.prompt_token_ids is not None else request.prompt_embeds
+    settled = check(policy, len(tokens), params, vllm_config)
+    salt = None
+    if policy is not None:
+        with blaming(policy.name, CHECKING):
+            params.extra_args = {**defaults, **(params.extra_args or {}), wire.KEY: wire.dump(policy)}
+            salt = settled.salt
+    request.cache_salt = salted(request.cache_salt, salt)

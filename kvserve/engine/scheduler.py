@@ -1,0 +1,236 @@
+"""vLLM's scheduler, which also decides when, and to how many tokens, a request's cache shrinks."""
+
+import time
+from typing import Any
+
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.metrics.stats import SchedulerStats
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request
+
+from kvserve.engine.accounts import Accounts
+from kvserve.engine.blocks import publish_if
+from kvserve.engine.faults import Faults
+from kvserve.engine.feedback import taken
+from kvserve.engine.plan import KVSchedulerOutput, Plan
+from kvserve.engine.planner import PLANNING, Planner
+from kvserve.engine.spare import pass_by
+from kvserve.engine.stats import Outcome
+from kvserve.engine.tracked import Tracked
+from kvserve.policy import request as wire
+from kvserve.policy.admission import whole_prefill
+from kvserve.policy.requirements import whole
+from kvserve.startup.guard import refuse_unsupported
+from kvserve.startup.options import KVOptions
+
+
+class _Compressing:
+    """Mixed in front of vLLM's scheduler classes."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        refuse_unsupported(self.vllm_config)  # type: ignore[attr-defined]
+        self.kv_requests: dict[str, Tracked] = {}
+        self.kv_canaries: dict[str, int] = {}  # replays of a canary: tokens before the answer they are about
+        self.kv = Accounts(self)
+        publish_if(self.kv_cache_manager.coordinator, self._kv_exact)  # type: ignore[attr-defined]
+        pass_by(self.kv_cache_manager)  # type: ignore[attr-defined]
+        if (default := KVOptions.of(self.vllm_config).policy) is not None:  # type: ignore[attr-defined]
+            wire.parse(default).check(self.kv.facts)  # better no server than one that refuses every request
+        self.kv_faults = Faults()
+        self.kv_planner = Planner(self.kv, self.max_num_scheduled_tokens, self.kv_faults)  # type: ignore[attr-defined]
+
+    # -- a request comes in --------------------------------------------------------------------------
+
+    def add_request(self, request: Request) -> None:
+        params = request.sampling_params
+        if (judged := wire.judged_from(params.extra_args if params else None)) is not None:
+            self._kv_admit_canary(request, judged)
+        with self.kv_faults.guard(request, "it was being admitted"):
+            tracked = Tracked.of(params.extra_args if params else None, self.kv.facts, request.num_prompt_tokens)
+            if tracked is not None and request.request_id not in self.kv_requests:
+                self.kv_requests[request.request_id] = tracked
+                self._kv_admit(request, tracked)
+        super().add_request(request)  # type: ignore[misc]
+
+    def _kv_admit(self, request: Request, tracked: Tracked) -> None:
+        """Choose how the prompt is compacted and tell the managers how much it can hold at most."""
+        facts, policy, tokens = self.kv.facts, tracked.policy, request.num_tokens
+        read = tracked.prompt_of(tokens)
+        tracked.whole = whole_prefill(policy, read, facts)
+        if read < tokens:
+            self._kv_cap(request, whole("peak", policy.peak(read, tokens - read, facts.chunk, tracked.whole), 1))
+        elif not tracked.whole:
+            self._kv_cap(request, whole("chunked_peak", policy.chunked_peak(tokens, facts.chunk), 1))
+
+    def _kv_readmit(self, request: Request, tracked: Tracked) -> None:
+        """After a preemption it is compacted where it was before, so it need not find room for all its tokens."""
+        if not tracked.rounds.made:
+            return
+        for group, manager in self.kv.managers.items():
+            again = tracked.rounds.peak(group, request.num_tokens)
+            manager.peak[request.request_id] = min(again, manager.peak.get(request.request_id, again))
+
+    def _kv_cap(self, request: Request, tokens: int) -> None:
+        """A request need not find room for all its tokens at once: it never holds more than this."""
+        for manager in self.kv.managers.values():
+            manager.peak[request.request_id] = tokens
+
+    def _kv_admit_canary(self, request: Request, judged: int) -> None:
+        """A replay reads the prefix cache and leaves nothing in it."""
+        self.kv_canaries[request.request_id] = judged
+
+    def _kv_exact(self, req_id: str) -> bool:
+        """Whether others may read this request's blocks: it is no replay, and nothing of it was given up."""
+        return req_id not in self.kv_canaries and not self.kv.shrunk(req_id)
+
+    def _get_local_prefix_cache_hit(self, request: Request) -> tuple[Any, int, int, bool]:
+        """A hit skips queries; leave to compute those that the policy, or a canary, wants: the last ones, or all."""
+        found: tuple[Any, int, int, bool] = super()._get_local_prefix_cache_hit(request)  # type: ignore[misc]
+        if found[1] > (limit := self._kv_hit_limit(request)):
+            found = self._kv_shorter_hit(request, limit)
+        if request.request_id in self.kv_canaries:
+            request.skip_reading_prefix_cache = True  # it has read: this keeps it out of vLLM's hit rate
+        return found
+
+    def _kv_shorter_hit(self, request: Request, limit: int) -> tuple[Any, int, int, bool]:
+        """The longest hit of at most `limit` tokens, looked up anew.
+
+        A longer one cannot be cut: it holds the blocks of a sliding window, and the state of a recurrent layer, at its
+        own end only.
+        """
+        manager = self.kv_cache_manager  # type: ignore[attr-defined]
+        if limit <= 0:
+            return manager.empty_kv_cache_blocks, 0, 0, False
+        blocks, hit, uncached = manager.coordinator.find_longest_cache_hit(request.block_hashes, limit)
+        return manager.create_kv_cache_blocks(blocks), hit, hit + uncached if uncached else 0, False
+
+    def _kv_hit_limit(self, request: Request) -> int:
+        """Tokens that may come from the prefix cache at most."""
+        if (judged := self.kv_canaries.get(request.request_id)) is not None:
+            return judged - 1  # the last token of the prompt speaks of the first one of the answer
+        if (tracked := self.kv_requests.get(request.request_id)) is not None:
+            with self.kv_faults.guard(request, "its prompt was being read"):
+                least = max(tracked.queries_seen, 1)  # a prompt is compacted before the step after the one that ends it
+                return int(max(0, tracked.first_round(request.num_tokens) - least))
+        return int(request.num_tokens)
+
+    def _reserve_prefill_lookahead(self, request: Request, num_computed_tokens: int, num_new_tokens: int) -> int:
+        """vLLM's last word on how many tokens a step computes of a request."""
+        new: int = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)  # type: ignore[misc]
+        if request.request_id in self.kv_canaries:
+            return min(new, wire.CANARY_CHUNK)
+        tracked = self.kv_requests.get(request.request_id)
+        if tracked is None or (tracked.policy.at is None and not tracked.rounds.restarted):
+            return new
+        with self.kv_faults.guard(request, PLANNING):
+            physical = round(self.kv.mean_physical(request.request_id, num_computed_tokens))
+            return tracked.chunk(num_computed_tokens, physical, request.num_prompt_tokens, new)
+        return new
+
+    # -- a step --------------------------------------------------------------------------------------
+
+    def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
+        made = self.kv_planner.plans(self.running, self.kv_requests) if self.kv_requests else []  # type: ignore[attr-defined]
+        self.kv_faults.end(self)
+        output: SchedulerOutput = super().schedule(*args, **kwargs)  # type: ignore[misc]
+        if not made:
+            return output
+        alive = [each for each in made if self._kv_alive(each.plans[0])]
+        for each in alive:
+            self.kv.compacted(*each)
+        return KVSchedulerOutput(**vars(output), kv_plans=[plan for each in alive for plan in each.plans])
+
+    def _kv_alive(self, plan: Plan) -> bool:
+        """Whether the request still holds the plan's blocks: it may have been preempted meanwhile."""
+        return plan.req_id in self.kv.managers[plan.group].offset
+
+    def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        super()._preempt_request(request, *args, **kwargs)  # type: ignore[misc]
+        tracked = self.kv_requests.get(request.request_id)
+        if tracked is not None:
+            tracked.rounds.restart()
+            self._kv_readmit(request, tracked)
+
+    def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput) -> Any:
+        if (feedback := taken(model_runner_output)) is not None:
+            self.kv.measured(feedback, self.kv_requests)
+            self.kv_faults.heard(feedback.errors)
+        self.kv_faults.end(self)  # what the step made of them does not count
+        result = super().update_from_output(scheduler_output, model_runner_output)  # type: ignore[misc]
+        if self.kv_requests:
+            for client in result.values():
+                self._kv_report_early(client.outputs)
+        self.kv_faults.tell(result)
+        return result
+
+    def _kv_report_early(self, outputs: list[Any]) -> None:
+        """Stop strings are found by the front end, whose abort brings no output: report with every token."""
+        for output in outputs:
+            tracked = self.kv_requests.get(output.request_id)
+            request = self.requests.get(output.request_id)  # type: ignore[attr-defined]
+            if tracked is None or tracked.call is None or request is None:
+                continue
+            if request.sampling_params.stop:
+                output.kv_transfer_params = _record(tracked, self.kv.outcome(request, tracked))
+
+    # -- it ends -------------------------------------------------------------------------------------
+
+    def kv_record(self, request: Request) -> dict[str, Any]:
+        """What there is to say about a request with a policy, while it still holds its blocks."""
+        tracked = self.kv_requests.get(request.request_id)
+        return {} if tracked is None else _record(tracked, self.kv.outcome(request, tracked))["kvserve"]
+
+    def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        tracked = self.kv_requests.pop(request.request_id, None)
+        canary = self.kv_canaries.pop(request.request_id, None) is not None
+        outcome = None if canary else self.kv.finished(request, tracked)
+        for manager in self.kv.managers.values():
+            manager.peak.pop(request.request_id, None)
+        transfer, encoder = super()._free_request(request, *args, **kwargs)  # type: ignore[misc]
+        if tracked is not None and outcome is not None and tracked.call is not None:
+            transfer = {**(transfer or {}), **_record(tracked, outcome)}
+        return transfer, encoder
+
+    def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
+        stats: SchedulerStats | None = super().make_stats(*args, **kwargs)  # type: ignore[misc]
+        if stats is not None:
+            snapshot = self.kv.snapshot(time.monotonic())
+            if snapshot is not None:
+                stats.num_kv_fetch_reqs_by_stage[snapshot] = 0
+        return stats
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError if requests, managers and pool do not agree; for tests."""
+        for manager in self.kv.managers.values():
+            manager.check_integrity()
+            assert set(manager.offset) <= set(self.kv_requests), "offset of a request that is gone"
+            assert set(manager.peak) <= set(self.kv_requests), "admission cap of a request that is gone"
+        assert set(self.kv_canaries) <= set(self.requests), "mark of a replay that is gone"  # type: ignore[attr-defined]
+        assert set(self.kv_requests) <= set(self.requests), "tracked request that vLLM does not know"  # type: ignore[attr-defined]
+
+
+def _record(tracked: Tracked, outcome: Outcome) -> dict[str, Any]:
+    """What travels to the API process in the place of a KV connector's parameters."""
+    return {"kvserve": {wire.CALL: tracked.call, **outcome.record()}}
+
+
+class KVSyncScheduler(_Compressing, Scheduler):
+    """Used when asynchronous scheduling is off."""
+
+
+class KVAsyncScheduler(_Compressing, AsyncScheduler):
+    """Used when asynchronous scheduling is on."""
+
+
+class KVScheduler(Scheduler):
+    """The class to name in --scheduler-cls: becomes the synchronous or the asynchronous one."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        vllm_config = kwargs["vllm_config"] if "vllm_config" in kwargs else args[0]
+        chosen = KVAsyncScheduler if vllm_config.scheduler_config.async_scheduling else KVSyncScheduler
+        if vllm_config.parallel_config._api_process_count > 1:
+            kwargs["log_stats"] = True  # as with one, where a stat logger plug-in overrules --disable-log-stats
+        return chosen(*args, **kwargs)

@@ -1,0 +1,52 @@
+"""Whether a request can ever be served by this pool, decided before it waits for it."""
+
+from kvserve.policy import Facts, Policy
+from kvserve.policy.errors import PolicyError
+
+
+def room(facts: Facts, seen: int) -> int:
+    """Tokens per compressible layer that one request can hold in an otherwise empty pool when it has seen `seen`.
+
+    All groups of layers take their blocks from one pool, those too that are never compressed: a window of tokens, or
+    a recurrent state. Where groups have blocks of different size this is a lower bound.
+    """
+    if not facts.block_sizes:
+        return facts.pool_tokens
+    others = sum(min(other.most_blocks, -(-seen // other.block_size) + 1) for other in facts.other_groups)
+    return max(0, facts.pool_blocks - others) // len(facts.block_sizes) * min(facts.block_sizes)
+
+
+def whole_prefill(policy: Policy, tokens: int, facts: Facts) -> bool:
+    """Whether a prompt of `tokens` is compacted once at its end rather than between its chunks."""
+    return policy.prefill == "whole" and tokens < room(facts, tokens)
+
+
+def fitting(policy: Policy, prompt: int, generate: int, facts: Facts) -> int:
+    """Tokens that may be generated before the request alone would overflow an empty pool.
+
+    Equals `generate` where the pool is large enough for max_model_len, which vLLM's start-up check
+    ensures unless --kv-resident-tokens lowered it. Raises PolicyError if not even one token fits.
+    """
+    read = policy.prompt_of(prompt)
+    whole = whole_prefill(policy, read, facts)
+
+    def peak(tokens: int) -> int:
+        return policy.peak(read, prompt - read + tokens, facts.chunk, whole)
+
+    def fits(tokens: int) -> bool:
+        return peak(tokens) <= room(facts, prompt + tokens)
+
+    if fits(generate):
+        return generate
+    if not fits(1):
+        raise PolicyError(
+            f"the prompt has {prompt} tokens and needs room for {peak(1)} "
+            f"with kv_policy {policy.name!r}, but the KV cache holds {room(facts, prompt + 1)} tokens in all; "
+            "shorten the prompt or choose a policy with a smaller budget",
+            reason="too_long",
+        )
+    low, high = 1, generate  # fits(low), not fits(high)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

@@ -1,0 +1,1 @@
+"""What is settled before the engine runs: vLLM's version, options, refusals, groups of layers, the model's facts."""

@@ -1,0 +1,70 @@
+"""What a started server can hold: worked out once, by the engine, and the same in every process.
+
+Only the engine knows the loaded model and the groups that vLLM made of its layers. Its API processes get the facts
+with vLLM's start-up handshake; see kvserve.startup.handshake.
+"""
+
+from typing import Any
+
+from vllm.utils.math_utils import cdiv
+from vllm.v1.kv_cache_interface import KVCacheGroupSpec, get_kv_cache_spec_kind
+
+from kvserve.engine.spec import is_compressible, note
+from kvserve.evidence.calibration import load_for
+from kvserve.policy.types import Facts, OtherGroup
+from kvserve.startup.guard import UnsupportedError
+from kvserve.summary import file as summary_file
+
+PLACE = "kv_facts"
+
+
+def facts_of(vllm_config: Any) -> Facts:
+    """Facts for `Policy.check` and admission, in any process once the engine is up. Raises UnsupportedError."""
+    known: Facts | None = vars(vllm_config).get(PLACE)
+    if known is None:
+        raise UnsupportedError("the engine has not said what it can hold; it must run with kvserve and be up")
+    return known
+
+
+def keep(vllm_config: Any, facts: Facts) -> None:
+    """Make these the facts of this process. Of several engines the one that holds least counts: any may be asked."""
+    known: Facts | None = vars(vllm_config).get(PLACE)
+    if known is None or (facts.pool_blocks, facts.pool_tokens) < (known.pool_blocks, known.pool_tokens):
+        setattr(vllm_config, PLACE, facts)
+
+
+def made_of(vllm_config: Any, kv_cache_config: Any) -> Facts:
+    """The facts of one engine, from the groups of layers that it made. For schedulers and workers."""
+    parallel, max_model_len = vllm_config.parallel_config, vllm_config.model_config.max_model_len
+    groups = [g for g in kv_cache_config.kv_cache_groups if is_compressible(g.kv_cache_spec)]
+    others = [g for g in kv_cache_config.kv_cache_groups if g not in groups]
+    sizes = tuple(g.kv_cache_spec.block_size for g in groups)
+    calibration = load_for(vllm_config)
+    usable = max(0, kv_cache_config.num_blocks - 1)  # vLLM keeps one as the null block
+    return Facts(
+        num_layers=sum(len(g.layer_names) for g in groups),
+        groups=len(groups),
+        block_size=min(sizes, default=vllm_config.cache_config.block_size),
+        pool_tokens=usable // len(groups) * min(sizes) if groups else max_model_len,
+        max_model_len=max_model_len,
+        chunk=vllm_config.scheduler_config.max_num_batched_tokens,
+        tensor_parallel=parallel.tensor_parallel_size,
+        calibrated=calibration.parts if calibration else (),
+        rope_problem=next((note(g.kv_cache_spec, "rope_problem") for g in groups), None),
+        unrotated=next((note(g.kv_cache_spec, "unrotated") for g in groups), 0),
+        mrope=bool(vllm_config.model_config.uses_mrope),
+        summaries=summary_file.about_for(vllm_config),
+        pool_blocks=usable,
+        block_sizes=sizes,
+        other_groups=tuple(_other(g, vllm_config) for g in others),
+        bundling=next((note(g.kv_cache_spec, "bundling") for g in groups), ""),
+    )
+
+
+def _other(group: KVCacheGroupSpec, vllm_config: Any) -> OtherGroup:
+    spec = group.kv_cache_spec
+    return OtherGroup(
+        kind=get_kv_cache_spec_kind(spec).value,
+        block_size=spec.block_size,
+        most_blocks=cdiv(spec.max_memory_usage_bytes(vllm_config), spec.page_size_bytes),
+    )

@@ -1,0 +1,1 @@
+"""Routes, bodies, errors and usage: what a client of the API meets."""

@@ -1,0 +1,1 @@
+"""Prometheus series, and what several API processes know put together."""
