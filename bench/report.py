@@ -1,6 +1,5 @@
 """One table for people, one JSON for programs."""
 
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from bench.book import Book
 from bench.figures import figures
 from bench.sizes import BLOCK, SLACK, Sizes
 from bench.spread import Spread
+from measuring.results import write
 
 Columns = Mapping[str, tuple[str, float, int]]
 """Quantity -> heading, factor, digits."""
@@ -136,15 +136,6 @@ def where(about: dict[str, Any]) -> str:
         f"{machine['cpu']}, {machine['threads']} thread(s) of {machine['cores']} cores; vLLM {vllm}; "
         f"{about['date']}; commit {about['commit']}."
     )
-
-
-def write(out: Path, record: dict[str, Any], text: str) -> None:
-    """JSON at `out` and the table beside it as .md, replaced whole."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    for path, content in ((out, json.dumps(record, indent=1) + "\n"), (out.with_suffix(".md"), text)):
-        partial = path.with_name(path.name + ".part")
-        partial.write_text(content)
-        partial.replace(path)
 
 
 def table(book: Book, columns: Columns = COLUMNS, spread: Collection[str] = SPREAD) -> str:

@@ -18,10 +18,10 @@ from evals import curves, markdown, report
 from evals.book import Book, OtherSettings
 from evals.cells import FULL, ORACLE, RANDOM, Contestant
 from evals.endpoint import Endpoint
-from evals.files import replace
 from evals.options import Chosen, chosen
 from evals.protocols import newest
 from evals.server import PLUGINS, NoServer, serving
+from measuring.results import write
 from models import MINI
 
 
@@ -123,8 +123,7 @@ def _so_far(path: Path) -> dict[str, Any]:
 def _finish(found: dict[str, Any], out: Path) -> int:
     """Write table and curves beside the JSON, and print the table."""
     text = markdown.markdown(found)
-    replace(out, json.dumps(found, indent=1) + "\n")
-    replace(out.with_suffix(".md"), text)
+    write(out, found, text)
     curves.draw(found, out)
     print(text)
     return 0

@@ -1,11 +1,14 @@
 """Quality over bytes kept, one panel per table."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evals.cells import FULL, ORACLE, RANDOM
 from evals.markdown import by_kind, policies_of
 from evals.report import Record
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STYLES = {ORACLE: ("black", "--"), RANDOM: ("0.45", ":")}
 MARKERS = "osD^v<>PX*hp8d"
@@ -13,18 +16,21 @@ COLUMNS = 2
 
 
 def draw(made: Record, out: Path) -> None:
-    """Write `out` with the suffixes .png and .svg."""
-    import matplotlib
+    """Write the panels beside `out` as PNG."""
+    figure(made).savefig(out.with_suffix(".png"), dpi=110)
 
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "kvserve"  # the same picture is the same file
-    from matplotlib import pyplot
+
+def figure(made: Record) -> "Figure":
+    """A panel for each kind of items."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
 
     kinds = by_kind(made["cells"])
     names = list(dict.fromkeys(policy for cells in kinds.values() for policy in sorted(policies_of(cells))))
-    colours = {name: pyplot.get_cmap("tab20")(i % 20) for i, name in enumerate(names)}
+    colours = {name: colormaps["tab20"](i % 20) for i, name in enumerate(names)}
     rows = -(-len(kinds) // COLUMNS)
-    figure, axes = pyplot.subplots(rows, COLUMNS, figsize=(13, 4.6 * rows), squeeze=False, layout="constrained")
+    figure = Figure(figsize=(13, 4.6 * rows), layout="constrained")
+    axes = figure.subplots(rows, COLUMNS, squeeze=False)
     for panel, (kind, cells) in zip(axes.flat, kinds.items(), strict=False):
         _panel(panel, kind, cells, names, colours)
     for panel in axes.flat[len(kinds) :]:
@@ -33,9 +39,7 @@ def draw(made: Record, out: Path) -> None:
         label: line for panel in axes.flat for line, label in zip(*panel.get_legend_handles_labels(), strict=True)
     }
     figure.legend(handles.values(), handles.keys(), loc="outside right upper", frameon=False)
-    for suffix, metadata in ((".png", {}), (".svg", {"Date": None})):
-        figure.savefig(out.with_suffix(suffix), dpi=110, metadata=metadata)
-    pyplot.close(figure)
+    return figure
 
 
 def _panel(panel: Any, kind: Any, cells: list[Record], names: list[str], colours: dict[str, Any]) -> None:

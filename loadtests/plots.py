@@ -1,4 +1,4 @@
-"""The curves: throughput and goodput as the pool shrinks, and the soak over time. PNG and SVG, on white."""
+"""The curves: throughput and goodput as the pool shrinks, and the soak over time. PNG, on white."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -36,8 +36,6 @@ STYLE: Any = {
     "grid.color": "#e6e6e6",
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
-    "svg.fonttype": "none",
-    "svg.hashsalt": "loadtests",
 }
 
 
@@ -45,15 +43,14 @@ def draw(record: Record, out: Path) -> list[Path]:
     """Write the plots that the record has data for beside `out`; returns their paths."""
     made = []
     with matplotlib.rc_context(STYLE):
-        for name, figure in _figures(record):
-            for kind in ("png", "svg"):
-                path = out.with_name(f"{out.stem}-{name}.{kind}")
-                figure.savefig(path, dpi=160, metadata={"Date": None} if kind == "svg" else None)
-                made.append(path)
+        for name, figure in figures(record):
+            made.append(out.with_name(f"{out.stem}-{name}.png"))
+            figure.savefig(made[-1], dpi=160)
     return made
 
 
-def _figures(record: Record) -> Iterator[tuple[str, Figure]]:
+def figures(record: Record) -> Iterator[tuple[str, Figure]]:
+    """Name and plot."""
     curves = crossover(record["parts"].get("crossover", {}))
     if any(len(points) > 1 for points in curves.values()):
         yield "crossover", _crossover(curves, record)

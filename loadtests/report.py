@@ -4,11 +4,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench.report import table, where, write
+from bench.report import table, where
 from loadtests import plots
 from loadtests.legend import legend
 from loadtests.notes import Notes
 from loadtests.sizes import Sizes
+from measuring.results import write
 
 COLUMNS = {
     "pool_mib": ("pool MiB", 1.0, 1),

@@ -19,6 +19,7 @@ from evals.book import OtherSettings
 from evals.endpoint import Endpoint, Refused
 from evals.items import ASKED
 from evals.server import NoServer, serving
+from measuring.results import write
 from models import MINI
 
 PYTHON = ROOT / ".venv-kvpress" / "bin" / "python"
@@ -128,9 +129,7 @@ def _told(error: Exception) -> str | None:
 
 def _finish(found: dict[str, Any], out: Path) -> int:
     text = markdown(found)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    out.with_suffix(".md").write_text(text, encoding="utf-8")
+    write(out, found, text)
     print(text)
     return 0
 

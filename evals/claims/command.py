@@ -19,8 +19,8 @@ from evals.claims.claim import Claim
 from evals.claims.kept import Kept
 from evals.claims.record import Record, ordered, record
 from evals.claims.table import markdown
-from evals.files import replace
 from evals.server import NoServer
+from measuring.results import write
 
 CLAIMS: tuple[Claim, ...] = (
     *scissorhands.CLAIMS,
@@ -134,7 +134,6 @@ def _unfinished(out: Path) -> list[Path]:
 def _finish(found: Record, out: Path) -> int:
     """Write the table beside the JSON, and print it."""
     text = markdown(found)
-    replace(out, json.dumps(found, indent=1) + "\n")
-    replace(out.with_suffix(".md"), text)
+    write(out, found, text)
     print(text)
     return 0

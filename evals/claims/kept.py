@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from evals.claims.record import Record
-from evals.files import replace
+from measuring.results import replace
 
 
 class Kept:

@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -15,11 +14,11 @@ from evals.distance.asked import at_distance
 from evals.distance.plan import DISTANCES, LENGTHS, POLICIES, Cell, Layout
 from evals.distance.report import Answers, text
 from evals.endpoint import Endpoint, Refused
-from evals.files import replace
 from evals.scorers import score
 from evals.server import serving
 from kvserve.startup.guard import UnsupportedError
 from kvserve.summary.file import BESIDE, about
+from measuring.results import write
 from models import MINI
 
 AT_ONCE = 12  # items
@@ -84,8 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(why, file=sys.stderr)
         return 1
     written = text(found, layout, args)
-    replace(args.out, json.dumps(found.record(layout, args), indent=1) + "\n")
-    replace(args.out.with_suffix(".md"), written)
+    write(args.out, found.record(layout, args), written)
     print(written)
     return 0
 

@@ -70,9 +70,8 @@ def test_curves(made, tmp_path):
     for again in (1, 2):
         curves.draw(made, tmp_path / f"run{again}.json")
     assert (tmp_path / "run1.png").read_bytes()[:4] == b"\x89PNG"
-    svg = (tmp_path / "run1.svg").read_text()
-    assert svg == (tmp_path / "run2.svg").read_text()
-    assert svg.count('id="axes_') == 2
+    assert (tmp_path / "run1.png").read_bytes() == (tmp_path / "run2.png").read_bytes()
+    assert len(curves.figure(made).axes) == 2
 
 
 def test_a_report_that_does_not_know_what_is_protected_says_nothing_of_it(made):

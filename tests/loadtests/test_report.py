@@ -87,4 +87,4 @@ def test_json_holds_every_repetition_and_the_course(tmp_path: Path) -> None:
         {"seconds": 1.23, "running": 3, "resident_bytes": 4096, "api_rss": 10, "engine_rss": 20}
     ]
     names = {path.name for path in (tmp_path / "new").iterdir()}
-    assert names == {"loadtest.json", "loadtest.md", "loadtest-soak.png", "loadtest-soak.svg"}
+    assert names == {"loadtest.json", "loadtest.md", "loadtest-soak.png"}
