@@ -68,7 +68,7 @@ kvpress: $(VENV)/.$(ENGINE)-dev $(VENV)-kvpress/.ready ## side by side with NVID
 loadtest: $(VENV)/.$(ENGINE)-dev ## the server under load, in ten minutes: prints a table, writes results/loadtest.* and plots
 	$(BIN)/python -m loadtests
 
-pages: $(VENV)/.$(ENGINE)-dev ## write docs/policies and docs/models.md anew, from classes, handbook/ and results/{quality,policies,gathering}.json
+pages: $(VENV)/.$(ENGINE)-dev ## refresh what is generated in docs/policies and docs/models.md, from classes and results/{quality,policies,gathering}.json
 	$(BIN)/python -m handbook
 
 dashboards: $(VENV)/.$(ENGINE)-dev ## write the generated Grafana dashboards and alert rules

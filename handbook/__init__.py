@@ -1,1 +1,1 @@
-"""The policies' pages in docs/policies: generated from the classes, hand-written sections and measured figures."""
+"""The generated blocks of docs/policies and docs/models.md: from the classes and from measured figures."""

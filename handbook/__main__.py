@@ -1,48 +1,61 @@
-"""`python -m handbook` writes docs/policies and docs/models.md; `--check` names stale pages: exit code 1 if any is."""
+"""`python -m handbook` refreshes what is generated in docs/policies and docs/models.md, and begins missing pages.
+
+`--check` names pages that are stale or lack text that is written by hand: exit code 1 if any does.
+"""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from handbook.families import models
-from handbook.pages import pages
+from handbook import families, policies
+from handbook.page import Page
+from kvserve.policy import registry
 
 DOCS = Path(__file__).parents[1] / "docs"
 FOLDER = DOCS / "policies"
 MODELS = DOCS / "models.md"
 
 
+def pages(folder: Path = FOLDER) -> list[Page]:
+    """The table of all policies, and a page for each."""
+    classes = [registry.get(name) for name in policies.names()]
+    each = [Page(folder / f"{cls.name}.md", policies.blocks(cls), policies.headings(cls)) for cls in classes]
+    return [Page(folder / "README.md", {"table": policies.index()}), *each]
+
+
 def stale(folder: Path = FOLDER) -> list[str]:
     """Names of pages that are missing, outdated, or of no policy."""
-    wanted = pages()
-    found = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.md")}
-    return sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    wanted = pages(folder)
+    stray = {path.name for path in folder.glob("*.md")} - {page.path.name for page in wanted}
+    return sorted([*(page.path.name for page in wanted if page.stale()), *stray])
+
+
+def unwritten(folder: Path = FOLDER) -> list[str]:
+    """Names of pages that lack text, or have it under other headings than they must."""
+    return sorted(page.path.name for page in pages(folder) if not page.written())
 
 
 def write(folder: Path = FOLDER) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    wanted = pages()
-    for path in folder.glob("*.md"):
-        if path.name not in wanted:
-            path.unlink()
-    for name, text in wanted.items():
-        (folder / name).write_text(text, encoding="utf-8")
+    """Text written by hand stays. Raises ValueError for a page without the marks of its blocks."""
+    for page in pages(folder):
+        page.write()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m handbook", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing")
+    models = Page(MODELS, families.blocks())
     if not parser.parse_args(argv).check:
         write()
-        MODELS.write_text(models(), encoding="utf-8")
+        models.write()
         return 0
-    found = stale()
-    if not MODELS.is_file() or MODELS.read_text(encoding="utf-8") != models():
-        found.append(MODELS.name)
-    if found:
-        print(f"stale pages in docs: {', '.join(found)}; refresh them with `make pages`", file=sys.stderr)
-    return 1 if found else 0
+    if found := [*stale(), *([MODELS.name] if models.stale() else [])]:
+        hint = "refresh them with `make pages`, delete what is of no policy"
+        print(f"stale pages in docs: {', '.join(found)}; {hint}", file=sys.stderr)
+    if missing := unwritten():
+        print(f"text is missing in docs/policies: {', '.join(missing)}; write it under all headings", file=sys.stderr)
+    return 1 if found or missing else 0
 
 
 if __name__ == "__main__":

@@ -70,32 +70,11 @@ FAMILIES: dict[str, Family] = {
 }  # fmt: skip
 
 
-HEAD = """# Models
-
-What kvserve compresses of each family of models that has been tried, and what it refuses. "Compared": a small model of
-this kind with random weights runs in `tests/zoo` by transformers in float32. Without a policy it is bit-identical to
-stock vLLM; with one, log-probabilities and kept tokens are those of an independent reference; neighbours in the batch
-and prefix-cache hits change nothing. Large trained models of these families were not run here.
-
-| family | models | compressed | compared | notes |
-| --- | --- | --- | --- | --- |
-"""
-FOOT = """
-A family that is not in the table is served if it has layers of full attention: how they are rotated is found out by a
-trial pass at the start, and a policy that needs what cannot be found out answers 400.
-
-## Refused at the start
-
-By `kvserve serve` before the engine starts, where arguments or the model's configuration tell; `kvserve doctor MODEL`
-says the same.
-
-"""
-
-
-def models() -> str:
-    """The text of docs/models.md."""
+def blocks() -> dict[str, str]:
+    """The blocks of docs/models.md."""
     rows = [
-        f"| {f.title} | {f.models or '-'} | {f.compressed} | {'yes' if f.compared else 'no'} | {f.notes or '-'} |\n"
+        f"| {f.title} | {f.models or '-'} | {f.compressed} | {'yes' if f.compared else 'no'} | {f.notes or '-'} |"
         for f in FAMILIES.values()
     ]
-    return HEAD + "".join(rows) + FOOT + "".join(f"- {reason}\n" for reason in TABLE)
+    head = ["| family | models | compressed | compared | notes |", "| --- | --- | --- | --- | --- |"]
+    return {"families": "\n".join([*head, *rows]), "refused": "\n".join(f"- {reason}" for reason in TABLE)}

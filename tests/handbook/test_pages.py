@@ -2,25 +2,25 @@
 
 import pytest
 
-from handbook import figures
-from handbook.__main__ import MODELS, main, stale, write
-from handbook.families import FAMILIES, models
+from handbook import families, figures, policies
+from handbook.__main__ import FOLDER, MODELS, main, pages, stale, unwritten, write
+from handbook.families import FAMILIES
 from handbook.needs import requirements
-from handbook.pages import HERE, names, page, sections
+from handbook.page import MISSING, Page
 from handbook.quality import quality
 from kvserve.policy import registry
 from tests.zoo.shapes import SHAPES
 
 
 def test_every_policy_has_its_sections():
-    assert {path.stem for path in HERE.glob("*.md")} == set(names())
-    for name in names():
-        assert sections(registry.get(name)).startswith("## Cost"), name
+    assert {path.stem for path in FOLDER.glob("*.md")} == {*policies.names(), "README"}
+    assert all(page.headings[0] == "Cost" for page in pages()[1:])
+    assert not unwritten()
 
 
 def test_pages_are_fresh():
     assert not stale(), "run `make pages`"
-    assert MODELS.read_text(encoding="utf-8") == models(), "run `make pages`"
+    assert not Page(MODELS, families.blocks()).stale(), "run `make pages`"
 
 
 def test_every_compared_family_is_in_the_zoo():
@@ -32,7 +32,8 @@ def test_every_compared_family_is_in_the_zoo():
 def test_a_stale_page_is_found(tmp_path):
     write(tmp_path)
     assert stale(tmp_path) == []
-    (tmp_path / "snapkv.md").write_text("old")
+    text = (tmp_path / "snapkv.md").read_text()
+    (tmp_path / "snapkv.md").write_text(text.replace("| `budget` |", "| `size` |"))
     (tmp_path / "gone.md").write_text("of no policy")
     (tmp_path / "h2o.md").unlink()
     assert stale(tmp_path) == ["gone.md", "h2o.md", "snapkv.md"]
@@ -45,19 +46,46 @@ def test_the_check_names_stale_pages_and_what_refreshes_them(monkeypatch, capsys
     assert "h2o.md, snapkv.md; refresh them with `make pages`" in capsys.readouterr().err
 
 
+def test_a_new_policy_gets_a_page_that_says_what_is_missing(tmp_path, monkeypatch, capsys):
+    write(tmp_path)
+    text = (tmp_path / "snapkv.md").read_text()
+    assert "| `budget` |" in text and "## Measured here" in text
+    assert text.count(MISSING) == 4 and f"## How the released code differs\n\n{MISSING}" in text
+    assert "snapkv.md" in unwritten(tmp_path) and "README.md" not in unwritten(tmp_path)
+    monkeypatch.setattr("handbook.__main__.unwritten", lambda: ["snapkv.md"])
+    assert main(["--check"]) == 1
+    assert "text is missing in docs/policies: snapkv.md" in capsys.readouterr().err
+
+
+def test_what_is_written_by_hand_stays(tmp_path):
+    write(tmp_path)
+    path = tmp_path / "full.md"
+    path.write_text(path.read_text().replace(MISSING, "Little.").replace("| `budget` |", "| `size` |"))
+    assert "full.md" not in unwritten(tmp_path) and stale(tmp_path) == ["full.md"]
+    write(tmp_path)
+    assert path.read_text().count("Little.") == 2 and "| `budget` |" in path.read_text()
+
+
+def test_a_page_without_the_marks_is_refused_and_stays(tmp_path):
+    (tmp_path / "knorm.md").write_text("all by hand")
+    assert "knorm.md" in stale(tmp_path)
+    with pytest.raises(ValueError, match=r"knorm.md has the blocks \[\]; it must have \['class', 'figures'\]"):
+        write(tmp_path)
+    assert (tmp_path / "knorm.md").read_text() == "all by hand"
+
+
 @pytest.mark.parametrize("name", ["triattention", "prefixkv", "h2o"])
 def test_a_page_says_what_is_needed(name):
-    text = page(name)
+    text = policies.blocks(registry.get(name))["class"]
     wanted = {"triattention": "--kv-calibration FILE", "prefixkv": "`--kv-groups`", "h2o": "prefix-cache hit"}[name]
     assert wanted in text
     assert "| `budget` |" in text
 
 
-def test_a_snippet_without_a_heading_is_refused(tmp_path, monkeypatch):
-    (tmp_path / "knorm.md").write_text("## Cost\n\nLittle.\n")
-    monkeypatch.setattr("handbook.pages.HERE", tmp_path)
-    with pytest.raises(ValueError, match=r"handbook/knorm.md .* When it fails"):
-        sections(registry.get("knorm"))
+@pytest.mark.parametrize("text", ["## Cost\n\nLittle.\n", "## Cost\n\nLittle.\n\n## When it fails\n\n", "Little."])
+def test_a_page_without_a_heading_or_its_text_is_not_complete(text, tmp_path):
+    (tmp_path / "full.md").write_text(text)
+    assert not Page(tmp_path / "full.md", {}, policies.SECTIONS).written()
 
 
 def test_requirements_are_found_by_asking_the_class():

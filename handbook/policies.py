@@ -1,9 +1,7 @@
-"""The text of every page."""
+"""What is generated for the policies' pages, and what must be written there by hand."""
 
 import inspect
 import json
-import re
-from pathlib import Path
 from typing import Any
 
 from handbook.figures import measured
@@ -14,9 +12,7 @@ from server.cli.table import allowed
 
 SECTIONS = ("Cost", "When it fails")
 PAPERS = ("What the paper claims", "How the released code differs")
-"""Headings of handbook/NAME.md: these of all policies, those too of policies that come from a paper."""
-
-HERE = Path(__file__).parent
+"""Headings of what is written by hand: of all policies, and of those too that come from a paper."""
 
 
 def names() -> list[str]:
@@ -24,29 +20,19 @@ def names() -> list[str]:
     return [name for name, cls in registry.installed().items() if cls.__module__.startswith("policies.")]
 
 
-def pages() -> dict[str, str]:
-    """File name -> Markdown."""
-    made = {f"{name}.md": page(name) for name in names()}
-    return {"README.md": index(), **made}
-
-
 def index() -> str:
+    """The table of all policies."""
     rows = [
         f"| [`{name}`]({name}.md) | {idea(cls)} | {'; '.join(requirements(cls)) or '-'} | {cls.paper or '-'} |"
         for name, cls in ((name, registry.get(name)) for name in names())
     ]
-    head = (
-        "# The policies\n\nOne page each: generated from the classes by `make pages`, with the sections in `handbook/` "
-        "written by hand and figures measured by `make eval` and `make bench-policies`.\n\n"
-        "| policy | idea | needs of the server | paper |\n| --- | --- | --- | --- |\n"
-    )
-    return head + "\n".join(rows) + "\n"
+    return "\n".join(["| policy | idea | needs of the server | paper |", "| --- | --- | --- | --- |", *rows])
 
 
-def page(name: str) -> str:
-    cls = registry.get(name)
-    parts = [
-        f"# {name}",
+def blocks(cls: type[Policy]) -> dict[str, str]:
+    """The blocks of a policy's page: what its class says above the text, what was measured below it."""
+    about = [
+        f"# {cls.name}",
         f"{idea(cls)}{f' ({cls.paper})' if cls.paper else ''}",
         f"```json\n{json.dumps({'kv_policy': example(cls)})}\n```",
         *(["## How it works", rest] if (rest := formula(cls)) else []),
@@ -54,11 +40,15 @@ def page(name: str) -> str:
         parameters(cls),
         "## What it needs",
         "\n".join(f"- {sentence}" for sentence in needs(cls)),
-        sections(cls),
-        *(["## After a preemption", preempted(cls)] if cls.compresses else []),
-        *(["## Measured here", quality(name), measured(name)] if cls.compresses else []),
     ]
-    return "\n\n".join(parts) + "\n"
+    if not cls.compresses:
+        return {"class": "\n\n".join(about)}
+    found = ["## After a preemption", preempted(cls), "## Measured here", quality(cls.name), measured(cls.name)]
+    return {"class": "\n\n".join(about), "figures": "\n\n".join(found)}
+
+
+def headings(cls: type[Policy]) -> tuple[str, ...]:
+    return (*SECTIONS, *(PAPERS if cls.paper else ()))
 
 
 def idea(cls: type[Policy]) -> str:
@@ -97,13 +87,3 @@ def parameters(cls: type[Policy]) -> str:
         meaning = field.get("description", "").replace("|", "\\|")
         rows.append(f"| `{name}` | {allowed(field)} | `{json.dumps(field.get('default'))}` | {meaning} |")
     return "\n".join(rows)
-
-
-def sections(cls: type[Policy]) -> str:
-    """What is written by hand. Raises ValueError if a heading is missing, too many, or without text."""
-    text = (HERE / f"{cls.name}.md").read_text(encoding="utf-8").strip()
-    wanted = [*SECTIONS, *(PAPERS if cls.paper else ())]
-    before, *parts = re.split(r"^## (.+)$", text, flags=re.MULTILINE)
-    if before.strip() or parts[::2] != wanted or not all(part.strip() for part in parts[1::2]):
-        raise ValueError(f"handbook/{cls.name}.md must have exactly these headings: {', '.join(wanted)}")
-    return text
