@@ -9,19 +9,17 @@ from vllm.config import get_layers_from_vllm_config
 from vllm.model_executor.layers.attention import Attention
 from vllm.v1.kv_cache_interface import KVCacheSpec
 
-from kvserve.engine.slots import Slots, cpu_slots, gpu_slots
+from kvserve.cache.contents import LayerCache, cpu_cache, gpu_cache
+from kvserve.cache.layout import cpu_layouts
 from kvserve.engine.spec import compressible, is_compressible
 from kvserve.evidence.calibration import load_for
-from kvserve.evidence.gather import Layer
 from kvserve.evidence.mass import Softmax
+from kvserve.evidence.observer import OF_MODELS, Layer, Observer
 from kvserve.evidence.rope_finder import rotation, rotations
 from kvserve.evidence.trial_pass import keys_by_position, positions_of
 from kvserve.policy.rope import Rope
 from kvserve.startup.guard import UnsupportedError
 from kvserve.startup.refusals import BIASED, UNIFIED
-from kvserve.summary import file as summary_file
-from kvserve.summary.layer import layers_of as summary_layers
-from kvserve.summary.maker import SummaryMaker
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +49,7 @@ def layers_of(runner: Any) -> list[tuple[Layer, Any]]:
         layer = Layer(
             index=index,
             group=group_of[name],
-            slots=_slots(runner, module, group_of[name]),
+            cache=_cache(runner, module, group_of[name]),
             num_kv_heads=module.num_kv_heads,
             softmax=_softmax(module.impl),
             rope=runner.kv_ropes.get(name),
@@ -85,19 +83,10 @@ def ropes_of(runner: Any, names: Sequence[str]) -> dict[str, Rope]:
     return {name: rope for name, rope in found.items() if rope is not None}
 
 
-def summary_maker(runner: Any, attached: list[tuple[Layer, Any]]) -> SummaryMaker | None:
-    """What computes this model's summary tokens; None if it was taught none. Raises UnsupportedError."""
-    file = summary_file.load_for(runner.vllm_config)
-    if file is None:
-        return None
-    layers = [layer for layer, _ in attached]
-    if len(layers) != len(file.about.layers):
-        raise UnsupportedError("summary tokens: models with layers of sliding-window attention are not supported")
-    names = [module.layer_name.rpartition(".self_attn")[0] for _, module in attached]
-    blocks = [runner.model.get_submodule(name) for name in names]
-    tensors = {name: tensor.to(runner.dtype) for name, tensor in file.tensors().items()}
-    made = summary_layers(tensors, file.mix, blocks, layers, head_offset(runner), runner.device)
-    return SummaryMaker(file.about, tensors["embedding"].to(runner.device), made)
+def observers(runner: Any, attached: list[tuple[Layer, Any]]) -> list[Observer]:
+    """Those that this model brings with it: see kvserve.startup.plugin. Raises UnsupportedError."""
+    made = [make(runner, attached, head_offset(runner)) for make in OF_MODELS]
+    return [observer for observer in made if observer is not None]
 
 
 def head_offset(runner: Any) -> int:
@@ -123,7 +112,7 @@ def _softmax(impl: Any) -> Softmax:
     )
 
 
-def _slots(runner: Any, module: Any, group: int) -> Slots:
+def _cache(runner: Any, module: Any, group: int) -> LayerCache:
     """The view of one layer's cache that fits this platform's kernels."""
     cache, cache_dtype = module.kv_cache, str(runner.vllm_config.cache_config.cache_dtype)
     fp8 = FP8.get(cache_dtype)
@@ -137,8 +126,6 @@ def _slots(runner: Any, module: Any, group: int) -> Slots:
     if runner.device.type != "cpu":
         if cache.shape[3] != 2 * module.head_size:
             raise UnsupportedError(f"KV cache dtype {cache_dtype!r} stores more than keys and values with a token")
-        return gpu_slots(cache, module.head_size, scales, fp8)
-    from kvserve.engine.layout import cpu_packings
-
-    _, keys, _, values = cpu_packings(module.isa, runner.dtype, cache_dtype, cache.shape[2], cache.shape[3] // 2)
-    return cpu_slots(cache, (keys, values), scales, fp8)
+        return gpu_cache(cache, module.head_size, scales, fp8)
+    layouts = cpu_layouts(module.isa, runner.dtype, cache_dtype, cache.shape[2], cache.shape[3] // 2)
+    return cpu_cache(cache, layouts, scales, fp8)

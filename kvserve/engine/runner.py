@@ -1,6 +1,6 @@
 """vLLM's V1 model runner, which also compacts caches and hands physical lengths to attention."""
 
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -9,23 +9,21 @@ import torch
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
 
+from kvserve.cache.records import Location, Span
 from kvserve.engine import attach
 from kvserve.engine.attention import Alike, shape_of
 from kvserve.engine.compactor import Compactor
 from kvserve.engine.feedback import attached as with_feedback
 from kvserve.engine.lengths import GroupLengths, shift_slots
-from kvserve.engine.records import Cache
+from kvserve.engine.plan import Plan
 from kvserve.engine.spec import compressible, tagged
-from kvserve.evidence.gather import Layer, Prompt
-from kvserve.evidence.queries import QueryRings, Span
+from kvserve.evidence.observer import Layer
 from kvserve.policy import Policy
 from kvserve.policy import request as wire
 from kvserve.policy.rope import Rope
 from kvserve.startup.bundles import chosen
-from kvserve.startup.facts import made_of
+from kvserve.startup.facts import kinds_of, made_of
 from kvserve.startup.options import KVOptions
-from kvserve.summary import file as summary_file
-from kvserve.summary.maker import Reading
 
 
 class KVRunner:
@@ -33,14 +31,13 @@ class KVRunner:
 
     kv: Compactor | None = None
     kv_ropes: dict[str, Rope]  # by layer
-    _kv_complete: list[Span]  # requests whose prompt is complete when the running step is
+    _kv_complete: Sequence[Span] = ()  # requests whose prompt is complete when the running step is
 
     # -- start-up ------------------------------------------------------------------------------------
 
     def get_kv_cache_spec(self) -> dict[str, KVCacheSpec]:
         config = self.vllm_config  # type: ignore[attr-defined]
-        options, summaries = KVOptions.of(config), summary_file.about_for(config)
-        kinds = summaries.layers if summaries else ()
+        options, kinds = KVOptions.of(config), kinds_of(config)
         specs: dict[str, KVCacheSpec] = super().get_kv_cache_spec()  # type: ignore[misc]
         attach.refuse(self, specs)
         ours = {name: spec for name, spec in specs.items() if compressible(spec)}
@@ -72,8 +69,7 @@ class KVRunner:
             layers[layer.group].append(layer)
         trace = KVOptions.of(self.vllm_config).trace  # type: ignore[attr-defined]
         self._kv_facts = made_of(self.vllm_config, kv_cache_config)  # type: ignore[attr-defined]
-        maker = attach.summary_maker(self, attached)
-        self.kv = Compactor(layers, QueryRings(device), attach.head_offset(self), device, trace, maker)
+        self.kv = Compactor(layers, attach.head_offset(self), device, trace, attach.observers(self, attached))
         for layer, module in attached:
             module.impl.kv_tap = Tap(self.kv, layer)
         self._kv_lengths = {g: GroupLengths(self.max_num_reqs, device) for g in layers}  # type: ignore[attr-defined]
@@ -93,12 +89,12 @@ class KVRunner:
             return super()._update_states(scheduler_output)  # type: ignore[misc]
         # Before anything else of the step: blocks that a plan frees may be zeroed or written by it.
         all_plans = getattr(scheduler_output, "kv_plans", ())
-        self.kv.prepare(all_plans, partial(self._kv_caches, self.kv))
-        for _, same in groupby(all_plans, key=lambda plan: plan.req_id):
-            plans = list(same)
+        by_request = [(key, list(same)) for key, same in groupby(all_plans, key=lambda plan: plan.req_id)]
+        self.kv.prepare((plans, partial(self._kv_locate, self.kv, req_id)) for req_id, plans in by_request)
+        for _, plans in by_request:
             self.kv.run(plans)
             for plan in plans:
-                self._kv_rewrite_row(plan.req_id, plan.group, list(plan.dst))
+                self._kv_rewrite_row(plan)
         for req_id in scheduler_output.finished_req_ids:
             self.kv.end(req_id)
         result = super()._update_states(scheduler_output)  # type: ignore[misc]
@@ -106,11 +102,12 @@ class KVRunner:
         self._kv_begin_step(self.kv, scheduler_output)
         return result
 
-    def _kv_rewrite_row(self, req_id: str, group: int, blocks: list[int]) -> None:
-        self.requests[req_id].block_ids[group][:] = blocks  # type: ignore[attr-defined]
-        row = self.input_batch.req_id_to_index.get(req_id)  # type: ignore[attr-defined]
+    def _kv_rewrite_row(self, plan: Plan) -> None:
+        blocks = list(plan.dst)
+        self.requests[plan.req_id].block_ids[plan.group][:] = blocks  # type: ignore[attr-defined]
+        row = self.input_batch.req_id_to_index.get(plan.req_id)  # type: ignore[attr-defined]
         if row is not None:
-            table = self.input_batch.block_table[group]  # type: ignore[attr-defined]
+            table = self.input_batch.block_table[plan.group]  # type: ignore[attr-defined]
             table.clear_row(row)
             table.add_row(blocks, row)
 
@@ -139,52 +136,40 @@ class KVRunner:
             return
         req_ids = self.input_batch.req_ids  # type: ignore[attr-defined]
         for group, lengths in self._kv_lengths.items():
-            held = (kv.requests.get(r) for r in req_ids)
-            lengths.begin_step([h.offset.get(group, 0) if h else 0 for h in held])
-        # Without takers there is nothing to work out.
-        takers = len(kv.queries) or len(kv.gather) or (kv.summaries is not None and len(kv.summaries))
-        spans = self._kv_spans(req_ids, scheduler_output.num_scheduled_tokens) if takers else []
-        for span in spans:
-            if kv.gather.waiting(span):
-                kv.count_waiting(list(self._kv_caches(kv, span.req_id, span.position)))
-        kv.queries.begin_step(spans)
-        prompts = [span for span in spans if kv.gather.wants(span)]
-        kv.gather.begin_step([self._kv_prompt(kv, span) for span in prompts])
-        if kv.summaries is not None:
-            ours = [span for span in spans if span.req_id in kv.summaries]
-            needing = [span for span in ours if kv.summaries.needs(span, kv.requests[span.req_id])]
-            kv.summaries.begin_step([Reading(*self._kv_prompt(kv, span)) for span in needing])
-        self._kv_complete = [s for s in prompts if kv.undivided(s.req_id, s.position + s.count)]
-
-    def _kv_caches(self, kv: Compactor, req_id: str, logical: int) -> Iterator[Cache]:
-        """Where the first `logical` tokens of a request lie, group by group."""
-        for group in kv.layers:
-            slots = logical - kv.requests[req_id].offset.get(group, 0)
-            size = self.kv_cache_config.kv_cache_groups[group].kv_cache_spec.block_size  # type: ignore[attr-defined]
-            ids = self.requests[req_id].block_ids[group][: -(-slots // size)]  # type: ignore[attr-defined]
-            yield Cache(req_id, group, logical, slots, torch.tensor(ids, device=self.device))  # type: ignore[attr-defined]
-
-    def _kv_prompt(self, kv: Compactor, span: Span) -> Prompt:
-        caches = self._kv_caches(kv, span.req_id, span.position + span.count)
-        return Prompt(span, {cache.group: cache for cache in caches})
+            records = (kv.requests.get(r) for r in req_ids)
+            lengths.begin_step([r.offset.get(group, 0) if r else 0 for r in records])
+        spans = [] if kv.idle else self._kv_spans(kv, req_ids, scheduler_output.num_scheduled_tokens)
+        kv.begin_step(spans)
+        self._kv_complete = [span for span in spans if kv.undivided(span)]
 
     def _kv_idle(self, kv: Compactor) -> None:
         """The coming step carries no request of ours: attention sees what stock vLLM's sees."""
-        kv.queries.begin_step([])
-        kv.gather.begin_step([])
-        if kv.summaries is not None:
-            kv.summaries.begin_step([])
+        kv.begin_step([])
         self._kv_complete = []
         for lengths in self._kv_lengths.values():
             lengths.end_step()
 
-    def _kv_spans(self, req_ids: list[str], counts: dict[str, int]) -> list[Span]:
+    def _kv_spans(self, kv: Compactor, req_ids: list[str], counts: dict[str, int]) -> list[Span]:
+        """The tokens that the coming step has of requests of ours."""
         spans, row = [], 0
         for i, req_id in enumerate(req_ids):
-            position = int(self.input_batch.num_computed_tokens_cpu[i])  # type: ignore[attr-defined]
-            spans.append(Span(req_id, row, position, counts[req_id]))
+            if (record := kv.requests.get(req_id)) is not None:
+                position = int(self.input_batch.num_computed_tokens_cpu[i])  # type: ignore[attr-defined]
+                locate = partial(self._kv_locate, kv, req_id)
+                spans.append(Span(record, row, position, counts[req_id], locate))
             row += counts[req_id]
         return spans
+
+    def _kv_locate(self, kv: Compactor, req_id: str, logical: int) -> Mapping[int, Location]:
+        """Where the first `logical` tokens of a request lie, by group."""
+        found = {}
+        for group in kv.layers:
+            slots = logical - kv.requests[req_id].offset.get(group, 0)
+            size = self.kv_cache_config.kv_cache_groups[group].kv_cache_spec.block_size  # type: ignore[attr-defined]
+            ids = self.requests[req_id].block_ids[group][: -(-slots // size)]  # type: ignore[attr-defined]
+            blocks = torch.tensor(ids, device=self.device)  # type: ignore[attr-defined]
+            found[group] = Location(req_id, group, logical, slots, blocks)
+        return found
 
     def _dummy_run(self, *args: Any, **kwargs: Any) -> Any:
         if self.kv is not None:
@@ -195,7 +180,7 @@ class KVRunner:
         if self.kv is None:
             return super().sample_tokens(*args, **kwargs)  # type: ignore[misc]
         for span in self._kv_complete:
-            self.kv.divide(list(self._kv_caches(self.kv, span.req_id, span.position + span.count)))
+            self.kv.divide(span)
         self._kv_complete = []
         output = super().sample_tokens(*args, **kwargs)  # type: ignore[misc]
         return with_feedback(output, self.kv.take_feedback())
@@ -208,11 +193,9 @@ class Tap:
         self._kv, self._layer = kv, layer
 
     def before(self, query: torch.Tensor) -> None:
-        if self._kv.queries.active:
-            self._kv.queries.store(self._layer.index, query)
+        for observer in self._kv.active:
+            observer.before(self._layer, query)
 
     def after(self, query: torch.Tensor, output: torch.Tensor) -> None:
-        if self._kv.gather.active:
-            self._kv.gather.after_attention(self._layer, query)
-        if self._kv.summaries is not None and self._kv.summaries.active:
-            self._kv.summaries.after_attention(self._layer, query, output)
+        for observer in self._kv.active:
+            observer.after(self._layer, query, output)

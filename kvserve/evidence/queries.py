@@ -1,28 +1,25 @@
 """The last queries of the requests whose policy wants to see them, captured as attention runs."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from kvserve.cache.records import Location, Record, Span
+from kvserve.evidence.observer import Layer, Observer
+from kvserve.policy import LayerView
 
-@dataclass(frozen=True)
-class Span:
-    """Consecutive tokens of one request in the batch of a step."""
-
-    req_id: str
-    row: int  # index of the first one among the step's tokens
-    position: int  # its logical position
-    count: int
+FOLD = 128  # generated tokens whose queries are counted together: see kvserve.evidence.gather
 
 
 class _Seat(NamedTuple):
     base: int  # first row in the rings
     window: int
+    first: int  # first position computed here: a prefix hit skips queries
 
 
-class QueryRings:
+class QueryRings(Observer):
     """One ring of `window` rows per request and layer; position p lies in row base + p % window.
 
     Rows exist only for requests that asked for them. All layers of a step store with the same two index
@@ -32,58 +29,55 @@ class QueryRings:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._rings: dict[int, Tensor] = {}  # layer -> (rows, Hq, D)
-        self._seats: dict[str, _Seat] = {}
         self._free: dict[int, list[int]] = {}  # window -> bases of seats that are free again
-        self._rows = 0
-        self._first: dict[str, int] = {}  # first position computed here: a prefix hit skips queries
+        self._rows = self._taken = 0
         self._from = self._to = torch.empty(0, dtype=torch.long)
-        self.active = False
 
     # -- a request -----------------------------------------------------------------------------------
 
-    def seat(self, req_id: str, window: int, first: int) -> None:
-        """Give a request a ring, or restart the one that it has, from logical position `first`."""
-        self._first[req_id] = first
-        if req_id in self._seats:
+    def begin(self, record: Record, first: int) -> None:
+        """Give a request a ring if its policy reads queries, or has them counted late."""
+        asks = record.asks
+        window = max(asks.query_window, FOLD if asks.gathers and asks.observes == "all" else 0)
+        if not window:
             return
         spare = self._free.get(window)
         if spare:
             base = spare.pop()
         else:
             base, self._rows = self._rows, self._rows + window
-        self._seats[req_id] = _Seat(base, window)
+        self._taken += 1
+        record.observed[self] = _Seat(base, window, first)
 
-    def leave(self, req_id: str) -> None:
-        seat = self._seats.pop(req_id, None)
-        self._first.pop(req_id, None)
-        if seat is not None:
-            self._free.setdefault(seat.window, []).append(seat.base)
+    def end(self, record: Record) -> None:
+        seat: _Seat = record.observed[self]
+        self._taken -= 1
+        self._free.setdefault(seat.window, []).append(seat.base)
+
+    def __len__(self) -> int:
+        return self._taken
 
     # -- a step --------------------------------------------------------------------------------------
 
-    def begin_step(self, spans: list[Span]) -> None:
+    def begin_step(self, spans: Sequence[Span]) -> bool:
         """Work out once, for all layers, which tokens of the step go to which rows."""
         source: list[Tensor] = []
         target: list[Tensor] = []
         for span in spans:
-            seat = self._seats.get(span.req_id)
-            if seat is None:
-                continue
+            seat: _Seat = span.record.observed[self]
             skip = max(0, span.count - seat.window)
             index = torch.arange(skip, span.count)
             source.append(index + span.row)
             target.append((index + span.position) % seat.window + seat.base)
-        self.active = bool(source)
-        if self.active:
+        if source:
             self._from = torch.cat(source).to(self._device)
             self._to = torch.cat(target).to(self._device)
+        return bool(source)
 
-    def store(self, layer: int, query: Tensor) -> None:
-        """Called by the attention of each layer: query (tokens, Hq, D), post-RoPE."""
-        ring = self._rings.get(layer)
+    def before(self, layer: Layer, query: Tensor) -> None:
+        ring = self._rings.get(layer.index)
         if ring is None or len(ring) < self._rows:
-            ring = self._grown(ring, query)
-            self._rings[layer] = ring
+            ring = self._rings[layer.index] = self._grown(ring, query)
         ring.index_copy_(0, self._to, query[self._from])
 
     def _grown(self, ring: Tensor | None, query: Tensor) -> Tensor:
@@ -95,15 +89,16 @@ class QueryRings:
 
     # -- a compaction --------------------------------------------------------------------------------
 
-    def last(self, req_id: str, layer: int, logical: int) -> tuple[Tensor | None, Tensor | None]:
+    def show(self, view: LayerView, record: Record, layer: Layer, where: Location) -> None:
+        view.queries, view.query_positions = self.last(record, layer, where.logical)
+
+    def last(self, record: Record, layer: Layer, logical: int) -> tuple[Tensor | None, Tensor | None]:
         """Captured queries (W, Hq, D) float32 and positions (W,), oldest first, up to position logical - 1."""
-        seat, ring = self._seats.get(req_id), self._rings.get(layer)
+        seat: _Seat | None = record.observed.get(self)
+        ring = self._rings.get(layer.index)
         if seat is None or ring is None:
             return None, None
-        start = max(self._first[req_id], logical - seat.window)
+        start = max(seat.first, logical - seat.window)
         positions = torch.arange(start, logical)
         rows = (positions % seat.window + seat.base).to(ring.device)
         return ring[rows].float(), positions.to(ring.device)
-
-    def __len__(self) -> int:
-        return len(self._seats)

@@ -3,15 +3,15 @@
 The model's code is asked, not its configuration: layers may own a rotation and not use it, or share one.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from vllm.config import get_layers_from_vllm_config
-from vllm.forward_context import set_forward_context
 from vllm.model_executor.layers.attention import Attention
+
+from kvserve.evidence.side_pass import whole_pass
 
 POSITIONS = (0, 1, 3, 10, 40, 150, 600)
 
@@ -32,26 +32,8 @@ def keys_by_position(runner: Any, names: Sequence[str]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     at = positions_of(runner)
     token = torch.full_like(at, runner.model_config.get_vocab_size() // 3, dtype=runner.input_ids.gpu.dtype)
-    with (
-        torch.inference_mode(),
-        _recording(attention, found),
-        set_forward_context(None, runner.vllm_config, num_tokens=len(at), slot_mapping={}, skip_compiled=True),
-    ):
-        # M-RoPE: a token of text has the same position on all three axes.
-        runner.model(input_ids=token, positions=at.expand(3, -1) if runner.uses_mrope else at)
+    whole_pass(runner, token, at, {module: _noting(name, module, found) for name, module in attention.items()})
     return {name: found[name].float() for name in names if name in found}
-
-
-@contextmanager
-def _recording(attention: Mapping[str, Attention], found: dict[str, Tensor]) -> Iterator[None]:
-    """In place of the attention of these layers: note the keys, answer zero."""
-    for name, module in attention.items():
-        module.forward = _noting(name, module, found)
-    try:
-        yield
-    finally:
-        for module in attention.values():
-            del module.forward
 
 
 def _noting(name: str, module: Any, found: dict[str, Tensor]) -> Any:

@@ -1,86 +1,60 @@
 """Building what a policy sees: the cache of one layer, and the evidence gathered about it."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kvserve.engine.records import Cache, Held, LayerMemory
-from kvserve.engine.slots import Tokens
-from kvserve.evidence.gather import Gatherer, Layer
-from kvserve.evidence.queries import QueryRings
+from kvserve.cache.contents import Tokens
+from kvserve.cache.records import LayerMemory, Location, Record
+from kvserve.evidence.observer import Layer
 from kvserve.policy import LayerView
-from kvserve.summary.maker import SummaryMaker
 
 
 class Views:
     """Makes the `LayerView`s of this worker."""
 
     def __init__(
-        self,
-        queries: QueryRings,
-        gather: Gatherer,
-        num_layers: int,
-        head_offset: int,
-        device: torch.device,
-        summaries: SummaryMaker | None = None,
-        mean: Callable[[Tensor], Tensor] = lambda values: values,
+        self, num_layers: int, head_offset: int, device: torch.device, mean: Callable[[Tensor], Tensor] = lambda x: x
     ) -> None:
-        self._queries, self._gather = queries, gather
-        self._mean = mean  # over the workers
-        self._summaries = summaries
         self._num_layers, self._head_offset, self._device = num_layers, head_offset, device
+        self._mean = mean  # over the workers
 
-    def of(self, cache: Cache, held: Held, layer: Layer, read: dict[str, Tensor]) -> LayerView:
+    def of(self, where: Location, record: Record, layer: Layer, read: dict[str, Tensor]) -> LayerView:
         """The view of one layer; contents that the policy asks for are left in `read`, as they are stored."""
 
         def load(which: str) -> Tensor:
-            tokens: Tokens = getattr(layer.slots, which)
-            read[which] = tokens.read(cache.blocks, cache.slots)
+            tokens: Tokens = getattr(layer.cache, which)
+            read[which] = tokens.read(where.blocks, where.slots)
             return tokens.decode(read[which])
 
-        memory = held.layers.get(layer.index)
-        queries, at = self._queries.last(cache.req_id, layer.index, cache.logical)
+        memory = record.layers.get(layer.index)
         view = LayerView(
             layer=layer.index,
             num_layers=self._num_layers,
-            logical=cache.logical,
+            logical=where.logical,
             since=memory.since if memory else 0,
-            positions=self._positions(cache, held, layer, memory),
+            positions=self._positions(where, record, layer, memory),
             load=load,
             softmax=layer.softmax,
             head_offset=self._head_offset,
-            queries=queries,
-            query_positions=at,
-            state=_padded(memory.state, cache.slots) if memory else {},
+            state=_padded(memory.state, where.slots) if memory else {},
             memo=memory.memo if memory else {},
-            prompt=held.prompt,
+            prompt=record.prompt,
             rope=layer.rope,
             calibration=layer.calibration,
             mean_over_workers=self._mean,
-            summaries=partial(self._summaries.of, cache.req_id, layer) if self._summaries is not None else None,
         )
-        self._with_evidence(view, cache, held, layer)
+        for observer in record.observed:
+            observer.show(view, record, layer, where)
         return view
 
-    def _with_evidence(self, view: LayerView, cache: Cache, held: Held, layer: Layer) -> None:
-        """Add what was gathered, the queries of generated tokens up to now included."""
-        if cache.req_id not in self._gather.requests:
-            return
-        if (error := self._gather.requests[cache.req_id].error) is not None:
-            raise error
-        if held.asks.observes == "all":
-            self._gather.catch_up(cache.req_id, layer, cache.logical, view)
-        view.mass = self._gather.mass(cache.req_id, layer.index, cache.slots)
-        view.moments = self._gather.requests[cache.req_id].layers[layer.index].moments
-
-    def _positions(self, cache: Cache, held: Held, layer: Layer, memory: LayerMemory | None) -> Tensor:
+    def _positions(self, where: Location, record: Record, layer: Layer, memory: LayerMemory | None) -> Tensor:
         """Logical positions of the slots: remembered ones, then the tokens that came since."""
         kept = memory.positions.shape[1] if memory else 0
-        offset = held.offset.get(cache.group, 0)
-        fresh = torch.arange(kept, cache.slots, device=self._device) + offset
+        offset = record.offset.get(where.group, 0)
+        fresh = torch.arange(kept, where.slots, device=self._device) + offset
         fresh = fresh.expand(layer.num_kv_heads, -1)
         return torch.cat([memory.positions, fresh], dim=1) if memory else fresh
 

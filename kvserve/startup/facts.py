@@ -61,6 +61,12 @@ def made_of(vllm_config: Any, kv_cache_config: Any) -> Facts:
     )
 
 
+def kinds_of(vllm_config: Any) -> tuple[str, ...]:
+    """Kinds of the model's layers, if their caches must be kept apart: see `kvserve.engine.spec.tagged`."""
+    about = summary_file.about_for(vllm_config)
+    return about.layers if about else ()
+
+
 def _other(group: KVCacheGroupSpec, vllm_config: Any) -> OtherGroup:
     spec = group.kv_cache_spec
     return OtherGroup(

@@ -1,6 +1,6 @@
 """One decoder layer as summary tokens pass it: their own projections, everything else shared with text (KSA)."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kvserve.evidence.gather import Layer
+from kvserve.evidence.observer import Layer
 from kvserve.startup.guard import UnsupportedError
 
 
@@ -24,16 +24,16 @@ class SummaryLayer:
     weights: tuple[Tensor, Tensor, Tensor]  # of queries, keys, values
     mix: float = 1.0  # their share beside the text's own projections, behind the norms
 
-    def project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Hidden states (r, d) -> queries (r, Hq, D), keys and values (r, H, D), rotated to `positions` (r,)."""
-        attention, normed = self.block.self_attn, self.block.input_layernorm(x)
+    def project(self, normed: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Normed hidden states (r, d) -> queries (r, Hq, D), keys and values (r, H, D), rotated to `positions` (r,)."""
+        attention = self.block.self_attn
         q, k, v = self._normed(F.linear(normed, weight) for weight in self.weights)
         if self.mix != 1:
             sizes = [attention.q_size, attention.kv_size, attention.kv_size]
             text = self._normed(attention.qkv_proj(normed)[0].split(sizes, dim=-1))
             q, k, v = (self.mix * own + (1 - self.mix) * base for own, base in zip((q, k, v), text, strict=True))
         q, k = attention.rotary_emb(positions, q.flatten(1), k.flatten(1))
-        return tuple(part.view(len(x), -1, attention.head_dim) for part in (q, k, v))  # type: ignore[return-value]
+        return tuple(part.view(len(normed), -1, attention.head_dim) for part in (q, k, v))  # type: ignore[return-value]
 
     def _normed(self, parts: Iterable[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Projected queries, keys and values by head, (r, heads, D), the first two behind their norms."""
@@ -49,17 +49,16 @@ class SummaryLayer:
         seen = F.scaled_dot_product_attention(q, keys, values, scale=self.layer.softmax.scale, enable_gqa=True)
         return seen[:, :, 0]
 
-    def finish(self, x: Tensor, seen: Tensor) -> Tensor:
-        """Hidden states behind this layer, (r, d)."""
-        x = x + self.block.self_attn.o_proj(seen.flatten(1).to(x.dtype))[0]
-        return x + self.block.mlp(self.block.post_attention_layernorm(x))  # type: ignore[no-any-return]
+    def out(self, seen: Tensor, dtype: torch.dtype) -> Tensor:
+        """What attention has made of the rows, (r, Hq, D), as hidden states (r, d)."""
+        return self.block.self_attn.o_proj(seen.flatten(1).to(dtype))[0]  # type: ignore[no-any-return]
 
 
 def layers_of(
     tensors: Mapping[str, Tensor],
     mix: float,
     blocks: list[Any],
-    layers: list[Layer],
+    layers: Sequence[Layer],
     head_offset: int,
     device: torch.device,
 ) -> list[SummaryLayer]:

@@ -95,19 +95,19 @@ def _layout(head_size: int) -> Iterator[Finding]:
     try:
         from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
 
-        from kvserve.engine.layout import cpu_packings
+        from kvserve.cache.layout import cpu_layouts
     except ImportError as error:
         yield Finding(None, "CPU layout", f"not examined: {error}")
         return
     for dtype in (torch.bfloat16, torch.float32):
-        yield _probed(_get_attn_isa, cpu_packings, dtype, head_size)
+        yield _probed(_get_attn_isa, cpu_layouts, dtype, head_size)
 
 
-def _probed(isa_of: Callable[..., str], packings: Callable[..., Any], dtype: Any, head_size: int) -> Finding:
+def _probed(isa_of: Callable[..., str], layouts: Callable[..., Any], dtype: Any, head_size: int) -> Finding:
     subject = f"{str(dtype).removeprefix('torch.')} cache, head size {head_size}"
     try:
         isa = isa_of(dtype, CPU_BLOCK, head_size)
-        keys, _, values, _ = packings(isa, dtype, "auto", CPU_BLOCK, head_size)
+        keys, values = layouts(isa, dtype, "auto", CPU_BLOCK, head_size)
     except Exception as error:  # kernels refuse sizes in their own ways
         return Finding(False, "CPU layout", f"{subject}: {error}")
-    return Finding(True, "CPU layout", f"{subject}, {isa} kernel: keys in {keys}, values in {values}")
+    return Finding(True, "CPU layout", f"{subject}, {isa} kernel: keys in {keys.name}, values in {values.name}")

@@ -1,6 +1,6 @@
 """Contents survive the trip through our view of the cache, in every dtype that the kernels pack.
 
-Before every step each request's whole cache is read and written back through `Slots`. A wrong layout, a
+Before every step each request's whole cache is read and written back through `LayerCache`. A wrong layout, a
 lost byte or a token out of place would change the answer.
 """
 
@@ -29,7 +29,7 @@ def shuffle_through(runner):
                 for layer in layers:
                     if held:
                         everything = torch.arange(held).expand(layer.num_kv_heads, -1)
-                        for tokens in layer.slots:
+                        for tokens in layer.cache:
                             tokens.write(blocks, tokens.pick(blocks, everything))
                         moved["tokens"] += held
         return result
@@ -63,9 +63,9 @@ def test_merged_entries_are_the_means(cache, monkeypatch):
     stock, checked = kv._move, []
 
     def watched(step, choice):
-        before = {n: t.decode(t.read(step.src, step.plan.held)) for n, t in step.layer.slots._asdict().items()}
+        before = {n: t.decode(t.read(step.src, step.plan.held)) for n, t in step.layer.cache._asdict().items()}
         stock(step, choice)
-        for name, tokens in step.layer.slots._asdict().items():
+        for name, tokens in step.layer.cache._asdict().items():
             after = tokens.decode(tokens.read(step.dst, step.plan.keep))
             checked.append((_buckets(before[name], choice.slots[0]), after))
 

@@ -5,14 +5,14 @@ from typing import ClassVar, Literal
 import pytest
 import torch
 
-from kvserve.engine.records import Cache
-from kvserve.engine.slots import Slots, StridedTokens
-from kvserve.evidence.gather import FOLD, Gatherer, Layer, Prompt
+from kvserve.cache.records import Location, Record, Span
+from kvserve.evidence.gather import Gatherer
 from kvserve.evidence.mass import Softmax
-from kvserve.evidence.queries import QueryRings, Span
-from kvserve.policy import LayerView, Policy
+from kvserve.evidence.queries import FOLD, QueryRings
+from kvserve.policy import Policy
 from kvserve.policy.requirements import Asks
 from kvserve.policy.rope import Rope
+from tests.kvserve.layers import layer, plain_cache
 from tests.kvserve.test_mass import naive
 
 H, G, D, N = 2, 2, 8, 300
@@ -37,32 +37,40 @@ class World:
         g = torch.Generator().manual_seed(0)
         self.queries = torch.randn(N, H * G, D, generator=g)
         self.keys = torch.randn(H, N, D, generator=g)
-        self.cache = torch.zeros(40, H, 16, D)
-        tokens = StridedTokens(view=self.cache)
         rope = Rope(torch.tensor([1.0, 0.1, 0.01, 0.001], dtype=torch.float64))
-        self.layer = Layer(0, 0, Slots(tokens, tokens), H, Softmax(0.3), rope)
+        self.layer = layer(0, plain_cache(40, H, D), H, 0.3, rope)
         self.rings = QueryRings(CPU)
-        self.gather = Gatherer(self.rings)
-        self.gather.begin("r", Asks.of(policy or Watching()), prompt)
-        self.rings.seat("r", FOLD, 0)
+        self.gather = Gatherer(self.rings, {0: [self.layer]})
+        self.record = Record("r", "watching", asks=Asks.of(policy or Watching()), prompt=prompt)
+        for observer in (self.rings, self.gather):
+            observer.begin(self.record, 0)
+
+    @property
+    def gathered(self):
+        return self.record.observed[self.gather]
+
+    def span(self, position, count):
+        def locate(slots):
+            return {0: Location("r", 0, slots, slots, torch.arange(-(-slots // 16)))}
+
+        return Span(self.record, 0, position, count, locate)
 
     def step(self, position, count):
         """Run attention over these tokens of the request."""
         slots = position + count
-        self.layer.slots.keys.write(torch.arange(-(-slots // 16)), self.keys[:, :slots])
-        span, query = Span("r", 0, position, count), self.queries[position:slots]
-        self.rings.begin_step([span])
-        self.rings.store(0, query)
-        caches = {0: Cache("r", 0, slots, slots, torch.arange(-(-slots // 16)))}
-        self.gather.begin_step([Prompt(span, caches)] if self.gather.wants(span) else [])
-        self.gather.after_attention(self.layer, query)
+        span, query = self.span(position, count), self.queries[position:slots]
+        active = [observer for observer in (self.rings, self.gather) if observer.begin_step([span])]
+        self.layer.cache.keys.write(torch.arange(-(-slots // 16)), self.keys[:, :slots])
+        for observer in active:
+            observer.before(self.layer, query)
+        for observer in active:
+            observer.after(self.layer, query, torch.empty(0))
 
     def catch_up(self, logical):
-        view = LayerView(0, 1, logical, 0, torch.arange(logical).expand(H, -1), lambda _: self.keys[:, :logical])
-        self.gather.catch_up("r", self.layer, logical, view)
+        self.gather.catch_up(self.record, self.layer, logical, lambda: self.keys[:, :logical])
 
     def mass(self, slots=N):
-        return self.gather.mass("r", 0, slots).transpose(1, 2)
+        return self.gathered.layers[0].mass_of(slots).transpose(1, 2)
 
 
 @pytest.mark.parametrize("chunks", [[N], [100, 100, 100], [1, 63, 17, 219]])
@@ -78,10 +86,8 @@ def test_generated_tokens_count_when_it_is_time():
     world = World(prompt=150)
     world.step(0, 150)
     for position in range(150, N):
-        if world.gather.waiting(Span("r", 0, position, 1)):
-            world.catch_up(position)
         world.step(position, 1)
-    assert world.gather.requests["r"].layers[0].upto == 150 + FOLD  # late, but nothing was lost
+    assert world.gathered.layers[0].upto == 150 + FOLD  # late, but nothing was lost
     world.catch_up(N)
     assert torch.allclose(world.mass().double(), naive(world.queries, world.keys, Softmax(0.3), 0), atol=1e-4)
 
@@ -103,7 +109,7 @@ def test_mass_stays_with_its_slots():
     world.step(0, 200)
     before = world.mass(200).clone()
     stay = torch.stack([torch.arange(0, 200, 2), torch.arange(100, 200)])
-    world.gather.compacted("r", 0, stay)
+    world.gather.compacted(world.record, world.layer, stay)
     after = world.mass(110)
     assert torch.equal(after[:, :, :100], before.gather(2, stay[:, None].expand(-1, G, -1)))
     assert (after[:, :, 100:] == 0).all()
@@ -113,7 +119,7 @@ def test_moments_are_those_before_rotation_without_sinks():
     world = World()
     world.step(0, 2)
     world.step(2, N - 2)
-    moments = world.gather.requests["r"].layers[0].moments
+    moments = world.gathered.layers[0].moments
     back = world.layer.rope.undo(world.queries, torch.arange(N))[4:]
     assert moments.count == N - 4
     assert torch.allclose(moments.total, back.sum(0), atol=1e-3)

@@ -1,22 +1,24 @@
-"""Packings are one-to-one maps, and the probe reads them off whatever a kernel does."""
+"""Known layouts are one-to-one maps, the probe reads them off whatever a kernel does, and unknown ones are refused."""
 
 import pytest
 import torch
 
-from kvserve.engine.layout import Packing, cpu_packings, known_packings, named, probe
+from kvserve.cache.layout import cpu_layouts, known_layouts, named, probe
+from kvserve.startup.guard import UnsupportedError
 
 BS, D = 32, 64
 
 
-@pytest.mark.parametrize("name", known_packings(BS, D))
-def test_pack_is_the_inverse_of_unpack(name):
-    packing, tokens = known_packings(BS, D)[name], torch.randn(2, 3, BS, D)
-    assert torch.equal(packing.unpack(packing.pack(tokens)), tokens)
+@pytest.mark.parametrize("name", known_layouts(BS, D))
+def test_each_element_has_one_place(name):
+    seen = known_layouts(BS, D)[name].of(torch.arange(BS * D).view(1, 1, -1))
+    assert seen.dim() == 6
+    assert torch.equal(seen.flatten().sort().values, torch.arange(BS * D))
 
 
 def test_amx_key_pairs():
     """Two neighbouring dimensions of a token lie side by side; 16 tokens make a row."""
-    chunk = known_packings(BS, D)["key pairs"].unpack(torch.arange(BS * D))
+    chunk = known_layouts(BS, D)["key pairs"].of(torch.arange(BS * D).view(1, 1, -1)).reshape(BS, D)
     assert chunk[0, :4].tolist() == [0, 1, 32, 33]
     assert chunk[:3, 0].tolist() == [0, 2, 4]
     assert chunk[16, 0] == 16 * D
@@ -39,11 +41,9 @@ def test_probe_finds_any_permutation():
     shuffled, rows = torch.randperm(BS * D), torch.arange(BS * D)
     keys, values = probe(kernel(shuffled, rows), torch.bfloat16, BS, D, base=128)
     assert torch.equal(keys, shuffled.argsort())
-    name, packing = named(keys, BS, D)
-    assert name == "index"
-    tokens = torch.randn(5, BS, D)
-    assert torch.equal(packing.unpack(packing.pack(tokens)), tokens)
-    assert named(values, BS, D)[0] == "rows"
+    assert named(values, BS, D).name == "rows"
+    with pytest.raises(UnsupportedError, match=f"{BS} tokens with heads of {D} in an unknown layout; known: rows, col"):
+        named(keys, BS, D)
 
 
 def test_probe_refuses_what_is_no_permutation():
@@ -57,6 +57,4 @@ def test_probe_refuses_what_is_no_permutation():
     ("dtype", "cache"), [(torch.float32, "auto"), (torch.bfloat16, "auto"), (torch.bfloat16, "fp8_e4m3")]
 )
 def test_the_real_kernel_is_known(dtype, cache):
-    keys, packing, values, _ = cpu_packings("vec", dtype, cache, BS, D)
-    assert "index" not in (keys, values)
-    assert isinstance(packing, Packing)
+    assert {layout.name for layout in cpu_layouts("vec", dtype, cache, BS, D)} == {"columns", "rows"}

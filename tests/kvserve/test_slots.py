@@ -3,35 +3,28 @@
 import pytest
 import torch
 
-from kvserve.engine.layout import Packing, known_packings
-from kvserve.engine.slots import PackedTokens, StridedTokens, cpu_slots, gpu_slots
+from kvserve.cache.contents import cpu_cache, gpu_cache
+from kvserve.cache.layout import known_layouts
 
 H, BS, D, BLOCKS = 2, 32, 64, 12
 
 
 def packed(keys, values, dtype):
-    known = known_packings(BS, D)
+    known = known_layouts(BS, D)
     cache = torch.randn(BLOCKS, H, BS, 2 * D).to(dtype)
-    return cache, cpu_slots(cache, (known[keys], known[values]), (1.0, 1.0), None)
-
-
-def indexed():
-    cache = torch.randn(BLOCKS, H, BS, 2 * D)
-    packing = Packing(BS, D, index=torch.randperm(BS * D))
-    return cache, cpu_slots(cache, (packing, packing), (1.0, 1.0), None)
+    return cache, cpu_cache(cache, (known[keys], known[values]), (1.0, 1.0), None)
 
 
 def strided(order):
     """vLLM's GPU cache: a logical (blocks, H, size, 2 * D) view whose axes lie in memory in `order`."""
     sizes = (BLOCKS, H, BS, 2 * D)
     cache = torch.randn([sizes[i] for i in order]).permute([order.index(i) for i in range(4)])
-    return cache, gpu_slots(cache, D, (1.0, 1.0), None)
+    return cache, gpu_cache(cache, D, (1.0, 1.0), None)
 
 
 CASES = {
     "vec": lambda: packed("columns", "rows", torch.float32),
     "amx": lambda: packed("key pairs", "value pairs", torch.bfloat16),
-    "unknown": indexed,
     "head-major": lambda: strided((0, 1, 2, 3)),
     "token-major": lambda: strided((0, 2, 1, 3)),
     "block-last": lambda: strided((1, 0, 2, 3)),
@@ -84,16 +77,17 @@ def test_source_and_destination_may_overlap(case):
         assert torch.equal(tokens.read(torch.tensor([4, 3]), 50), contents[:, 10:60])
 
 
-def test_plain_layouts_are_views():
-    """Only AMX's pairs and unknown permutations pay for unpacking."""
-    kinds = {name: type(make()[1].keys) for name, make in CASES.items()}
-    assert {n for n, kind in kinds.items() if kind is PackedTokens} == {"amx", "unknown"}
-    assert kinds["vec"] is StridedTokens
+def test_every_layout_is_a_view(case):
+    """Nothing is unpacked: what is written through the view is in vLLM's memory."""
+    cache, slots = case
+    for tokens in slots:
+        assert tokens.view.untyped_storage().data_ptr() == cache.untyped_storage().data_ptr()
+        assert (tokens.block_size, tokens.head_size) == (BS, D)
 
 
 def test_fp8_contents_move_as_bytes_and_decode_with_scales():
     cache = torch.zeros(4, H, BS, 2 * D, dtype=torch.uint8)
-    slots = gpu_slots(cache, D, (0.5, 2.0), torch.float8_e4m3fn)
+    slots = gpu_cache(cache, D, (0.5, 2.0), torch.float8_e4m3fn)
     exact = torch.randn(H, 40, D).to(torch.float8_e4m3fn)
     blocks = torch.tensor([1, 3])
     for tokens, scale in zip(slots, (0.5, 2.0), strict=True):

@@ -1,6 +1,8 @@
-"""What a worker remembers of the requests that have a compressing policy."""
+"""What a worker remembers of the requests that have a compressing policy, and where their caches lie."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -20,9 +22,10 @@ class LayerMemory:
 
 
 @dataclass
-class Held:
+class Record:
     """A request with a compressing policy, as this worker knows it."""
 
+    req_id: str
     name: str  # of its policy
     policy: Policy = field(default_factory=Policy)
     asks: Asks = field(default_factory=Asks)
@@ -32,9 +35,14 @@ class Held:
     offset: dict[int, int] = field(default_factory=dict)  # group -> logical - physical
     layers: dict[int, LayerMemory] = field(default_factory=dict)
     divided: bool = False  # whether the budget has been divided among the layers
+    observed: dict[Any, Any] = field(default_factory=dict)  # what each observer that takes it has noted, by observer
+
+    def restarted(self) -> "Record":
+        """The same request, computed again from its first token."""
+        return Record(self.req_id, self.name, self.policy, self.asks, self.prompt, failed=self.failed)
 
 
-class Cache(NamedTuple):
+class Location(NamedTuple):
     """Where a layer group's cache of one request lies."""
 
     req_id: str
@@ -42,3 +50,32 @@ class Cache(NamedTuple):
     logical: int  # tokens seen
     slots: int  # tokens held
     blocks: Tensor  # block ids that hold them
+
+
+Locate = Callable[[int], Mapping[int, Location]]
+"""Where the first n tokens of one request lie, by group."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Consecutive tokens of one request in the batch of a step."""
+
+    record: Record
+    row: int  # index of the first one among the step's tokens
+    position: int  # its logical position
+    count: int
+    locate: Locate
+
+    @property
+    def end(self) -> int:
+        return self.position + self.count
+
+    @cached_property
+    def before(self) -> Mapping[int, Location]:
+        """Its cache before the step, by group."""
+        return self.locate(self.position)
+
+    @cached_property
+    def after(self) -> Mapping[int, Location]:
+        """Its cache once these tokens are in it."""
+        return self.locate(self.end)
