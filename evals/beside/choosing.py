@@ -10,9 +10,9 @@ from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
 
 from evals.beside.presses import press
 from evals.beside.reading import Layer, Reading, slots
-from kvserve.evidence.mass import Softmax
 from kvserve.policy import LayerView, Moments, Policy, Rope
 from kvserve.policy.request import parse
+from kvserve.policy.softmax import Softmax
 
 SINKS = 4  # whose queries kvserve's engine does not count for moments
 

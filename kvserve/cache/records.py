@@ -30,6 +30,7 @@ class Record:
     policy: Policy = field(default_factory=Policy)
     asks: Asks = field(default_factory=Asks)
     prompt: int = 0  # tokens
+    seconds: float = 0.0  # that observers took to get ready for the coming compaction
     error: Exception | None = None  # what will be said of its policy when that is next asked what stays
     failed: bool = False  # its policy has, on this worker and all others: it is about to be ended
     offset: dict[int, int] = field(default_factory=dict)  # group -> logical - physical

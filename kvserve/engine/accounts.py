@@ -144,6 +144,8 @@ class Accounts:
 
     def finished(self, request: Request, tracked: Tracked | None) -> Outcome | None:
         """Book the end of a request, before its blocks are freed; its outcome if it had a policy."""
+        if tracked is not None and not tracked.counted:
+            return None
         totals = self._book_tokens(request, tracked)
         del self._booked[request.request_id]
         totals.requests += 1
@@ -193,10 +195,12 @@ class Accounts:
     def _users(self) -> tuple[list[Request], int]:
         """Running requests and the number of waiting ones, without the replays of a canary."""
         running, waiting = self._scheduler.running, self._scheduler.get_request_counts()[1]
-        if not (canaries := self._scheduler.kv_canaries):
+        tracked = self._scheduler.kv_requests
+        replays = {req_id for req_id, each in tracked.items() if not each.counted}
+        if not replays:
             return running, waiting
-        users = [request for request in running if request.request_id not in canaries]
-        return users, waiting - (len(canaries) - (len(running) - len(users)))
+        users = [request for request in running if request.request_id not in replays]
+        return users, waiting - (len(replays) - (len(running) - len(users)))
 
     def _shown(self, request: Request, held: tuple[int, int]) -> Running:
         """One line of the list of running requests; `held` as by `held_bytes`."""

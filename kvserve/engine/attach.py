@@ -13,11 +13,12 @@ from kvserve.cache.contents import LayerCache, cpu_cache, gpu_cache
 from kvserve.cache.layout import cpu_layouts
 from kvserve.engine.spec import compressible, is_compressible
 from kvserve.evidence.calibration import load_for
-from kvserve.evidence.mass import Softmax
 from kvserve.evidence.observer import OF_MODELS, Layer, Observer
+from kvserve.evidence.repeat import Repeater
 from kvserve.evidence.rope_finder import rotation, rotations
 from kvserve.evidence.trial_pass import keys_by_position, positions_of
 from kvserve.policy.rope import Rope
+from kvserve.policy.softmax import Softmax
 from kvserve.startup.guard import UnsupportedError
 from kvserve.startup.refusals import BIASED, UNIFIED
 
@@ -84,9 +85,9 @@ def ropes_of(runner: Any, names: Sequence[str]) -> dict[str, Rope]:
 
 
 def observers(runner: Any, attached: list[tuple[Layer, Any]]) -> list[Observer]:
-    """Those that this model brings with it: see kvserve.startup.plugin. Raises UnsupportedError."""
+    """What needs the model itself, and what it brings: see kvserve.startup.plugin. Raises UnsupportedError."""
     made = [make(runner, attached, head_offset(runner)) for make in OF_MODELS]
-    return [observer for observer in made if observer is not None]
+    return [Repeater(runner, attached), *(observer for observer in made if observer is not None)]
 
 
 def head_offset(runner: Any) -> int:

@@ -168,7 +168,10 @@ class Compactor:
                 rounds.append(Round(record, logical, [plan.keep for plan in of_one], locate(logical)))
         for observer in self.observers:
             if ours := [each for each in rounds if observer in each.record.observed]:
+                started = time.perf_counter()
                 observer.prepare(ours)
+                for each in ours:
+                    each.record.seconds += (time.perf_counter() - started) / len(ours)
 
     def run(self, plans: Sequence[Plan]) -> None:
         """Execute all plans of one request for the coming step; raises KeyError for an unknown request."""
@@ -191,7 +194,8 @@ class Compactor:
             merged += self._apply(step, record, views[i], choice)
         if merged and not plans[0].again:
             self.feedback.merged[record.req_id] = merged / self._num_layers
-        self.feedback.add(record.policy.name, time.perf_counter() - started)
+        self.feedback.add(record.policy.name, time.perf_counter() - started + record.seconds)
+        record.seconds = 0.0
 
     def _steps(self, plan: Plan) -> list[_Step]:
         src = torch.tensor(plan.src, device=self._device)

@@ -18,10 +18,8 @@ from kvserve.engine.plan import KVSchedulerOutput, Plan
 from kvserve.engine.planner import PLANNING, Planner
 from kvserve.engine.spare import pass_by
 from kvserve.engine.stats import Outcome
-from kvserve.engine.tracked import Tracked
+from kvserve.engine.tracked import Tracked, tracked_of
 from kvserve.policy import request as wire
-from kvserve.policy.admission import whole_prefill
-from kvserve.policy.requirements import whole
 from kvserve.startup.guard import refuse_unsupported
 from kvserve.startup.options import KVOptions
 
@@ -33,7 +31,6 @@ class _Compressing:
         super().__init__(*args, **kwargs)
         refuse_unsupported(self.vllm_config)  # type: ignore[attr-defined]
         self.kv_requests: dict[str, Tracked] = {}
-        self.kv_canaries: dict[str, int] = {}  # replays of a canary: tokens before the answer they are about
         self.kv = Accounts(self)
         publish_if(self.kv_cache_manager.coordinator, self._kv_exact)  # type: ignore[attr-defined]
         pass_by(self.kv_cache_manager)  # type: ignore[attr-defined]
@@ -46,24 +43,13 @@ class _Compressing:
 
     def add_request(self, request: Request) -> None:
         params = request.sampling_params
-        if (judged := wire.judged_from(params.extra_args if params else None)) is not None:
-            self._kv_admit_canary(request, judged)
         with self.kv_faults.guard(request, "it was being admitted"):
-            tracked = Tracked.of(params.extra_args if params else None, self.kv.facts, request.num_prompt_tokens)
+            tracked = tracked_of(params.extra_args if params else None, self.kv.facts, request.num_prompt_tokens)
             if tracked is not None and request.request_id not in self.kv_requests:
                 self.kv_requests[request.request_id] = tracked
-                self._kv_admit(request, tracked)
+                if (most := tracked.most_held(request.num_tokens, self.kv.facts)) is not None:
+                    self._kv_cap(request, most)
         super().add_request(request)  # type: ignore[misc]
-
-    def _kv_admit(self, request: Request, tracked: Tracked) -> None:
-        """Choose how the prompt is compacted and tell the managers how much it can hold at most."""
-        facts, policy, tokens = self.kv.facts, tracked.policy, request.num_tokens
-        read = tracked.prompt_of(tokens)
-        tracked.whole = whole_prefill(policy, read, facts)
-        if read < tokens:
-            self._kv_cap(request, whole("peak", policy.peak(read, tokens - read, facts.chunk, tracked.whole), 1))
-        elif not tracked.whole:
-            self._kv_cap(request, whole("chunked_peak", policy.chunked_peak(tokens, facts.chunk), 1))
 
     def _kv_readmit(self, request: Request, tracked: Tracked) -> None:
         """After a preemption it is compacted where it was before, so it need not find room for all its tokens."""
@@ -78,20 +64,20 @@ class _Compressing:
         for manager in self.kv.managers.values():
             manager.peak[request.request_id] = tokens
 
-    def _kv_admit_canary(self, request: Request, judged: int) -> None:
-        """A replay reads the prefix cache and leaves nothing in it."""
-        self.kv_canaries[request.request_id] = judged
-
     def _kv_exact(self, req_id: str) -> bool:
-        """Whether others may read this request's blocks: it is no replay, and nothing of it was given up."""
-        return req_id not in self.kv_canaries and not self.kv.shrunk(req_id)
+        """Whether others may read this request's blocks: nothing of it was given up, and it is no replay."""
+        tracked = self.kv_requests.get(req_id)
+        return (tracked is None or tracked.shared) and not self.kv.shrunk(req_id)
 
     def _get_local_prefix_cache_hit(self, request: Request) -> tuple[Any, int, int, bool]:
         """A hit skips queries; leave to compute those that the policy, or a canary, wants: the last ones, or all."""
         found: tuple[Any, int, int, bool] = super()._get_local_prefix_cache_hit(request)  # type: ignore[misc]
-        if found[1] > (limit := self._kv_hit_limit(request)):
-            found = self._kv_shorter_hit(request, limit)
-        if request.request_id in self.kv_canaries:
+        if (tracked := self.kv_requests.get(request.request_id)) is None:
+            return found
+        with self.kv_faults.guard(request, "its prompt was being read"):
+            if found[1] > (limit := tracked.hit_limit(request.num_tokens)):
+                found = self._kv_shorter_hit(request, limit)
+        if not tracked.counted:
             request.skip_reading_prefix_cache = True  # it has read: this keeps it out of vLLM's hit rate
         return found
 
@@ -107,23 +93,11 @@ class _Compressing:
         blocks, hit, uncached = manager.coordinator.find_longest_cache_hit(request.block_hashes, limit)
         return manager.create_kv_cache_blocks(blocks), hit, hit + uncached if uncached else 0, False
 
-    def _kv_hit_limit(self, request: Request) -> int:
-        """Tokens that may come from the prefix cache at most."""
-        if (judged := self.kv_canaries.get(request.request_id)) is not None:
-            return judged - 1  # the last token of the prompt speaks of the first one of the answer
-        if (tracked := self.kv_requests.get(request.request_id)) is not None:
-            with self.kv_faults.guard(request, "its prompt was being read"):
-                least = max(tracked.queries_seen, 1)  # a prompt is compacted before the step after the one that ends it
-                return int(max(0, tracked.first_round(request.num_tokens) - least))
-        return int(request.num_tokens)
-
     def _reserve_prefill_lookahead(self, request: Request, num_computed_tokens: int, num_new_tokens: int) -> int:
         """vLLM's last word on how many tokens a step computes of a request."""
         new: int = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)  # type: ignore[misc]
-        if request.request_id in self.kv_canaries:
-            return min(new, wire.CANARY_CHUNK)
         tracked = self.kv_requests.get(request.request_id)
-        if tracked is None or (tracked.policy.at is None and not tracked.rounds.restarted):
+        if tracked is None or not tracked.paced:
             return new
         with self.kv_faults.guard(request, PLANNING):
             physical = round(self.kv.mean_physical(request.request_id, num_computed_tokens))
@@ -185,8 +159,7 @@ class _Compressing:
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         tracked = self.kv_requests.pop(request.request_id, None)
-        canary = self.kv_canaries.pop(request.request_id, None) is not None
-        outcome = None if canary else self.kv.finished(request, tracked)
+        outcome = self.kv.finished(request, tracked)
         for manager in self.kv.managers.values():
             manager.peak.pop(request.request_id, None)
         transfer, encoder = super()._free_request(request, *args, **kwargs)  # type: ignore[misc]
@@ -208,7 +181,6 @@ class _Compressing:
             manager.check_integrity()
             assert set(manager.offset) <= set(self.kv_requests), "offset of a request that is gone"
             assert set(manager.peak) <= set(self.kv_requests), "admission cap of a request that is gone"
-        assert set(self.kv_canaries) <= set(self.requests), "mark of a replay that is gone"  # type: ignore[attr-defined]
         assert set(self.kv_requests) <= set(self.requests), "tracked request that vLLM does not know"  # type: ignore[attr-defined]
 
 

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from kvserve.engine.rounds import Rounds
 from kvserve.policy import Facts, Moment, Policy
 from kvserve.policy import request as wire
+from kvserve.policy.admission import whole_prefill
 from kvserve.policy.requirements import Asks, whole
 
 
@@ -15,10 +16,13 @@ from kvserve.policy.requirements import Asks, whole
 class Tracked:
     """Policy, stage and running counts of one request."""
 
+    counted: ClassVar[bool] = True  # whether it is in the books
+    shared: ClassVar[bool] = True  # whether others may read its blocks, as long as nothing of it was given up
+
     policy: Policy
     asks: Asks
-    call: str | None  # id under which the API process files the outcome
-    whole: bool  # compact once when the prompt is complete, not between chunks
+    call: str | None = None  # id under which the API process files the outcome
+    whole: bool = True  # compact once when the prompt is complete, not between chunks
     prefilled: bool = False
     overdue: bool = False  # a due compaction found no destination blocks: try again at the next step
     weights: Sequence[float] | None = None  # each layer's share of the budget, mean 1, as the worker divided it
@@ -26,19 +30,21 @@ class Tracked:
     merged: float = 0.0  # tokens per layer (mean) that went into others
     rounds: Rounds = field(default_factory=Rounds)
 
-    @classmethod
-    def of(cls, extra_args: dict[str, Any] | None, facts: Facts, prompt: int) -> "Tracked | None":
-        """From a request's sampling parameters; None if it has no policy or one that keeps everything."""
-        policy = wire.compressing(extra_args)
-        if policy is None:
-            return None
-        policy = policy.settled(facts).for_prompt(prompt)
-        return cls(policy, Asks.of(policy), (extra_args or {}).get(wire.CALL), whole=True)
+    def most_held(self, tokens: int, facts: Facts) -> int | None:
+        """Choose how a prompt of `tokens` is compacted; how many it holds at once at most, None for all of them."""
+        read = self.prompt_of(tokens)
+        self.whole = whole_prefill(self.policy, read, facts)
+        if read < tokens:
+            return whole("peak", self.policy.peak(read, tokens - read, facts.chunk, self.whole), 1)
+        return None if self.whole else whole("chunked_peak", self.policy.chunked_peak(tokens, facts.chunk), 1)
 
-    @property
-    def queries_seen(self) -> float:
-        """How many of the prompt's last queries the policy's evidence comes from."""
-        return math.inf if self.asks.gathers else self.asks.query_window
+    def hit_limit(self, tokens: int) -> int:
+        """Tokens that may come from the prefix cache at most: a hit skips queries, which the policy may want to see.
+
+        A prompt is compacted before the step after the one that ends it, so one token is left to that.
+        """
+        least = math.inf if self.asks.gathers else max(self.asks.query_window, 1)
+        return int(max(0, self.first_round(tokens) - least))
 
     def prompt_of(self, tokens: int) -> int:
         """How many of a prompt's tokens count as prompt."""
@@ -52,6 +58,11 @@ class Tracked:
         """Length at which a cache of `tokens` is compacted first, if it is: a prefix hit must end before."""
         made = self.rounds.made
         return made[0].logical if made else self.prompt_of(tokens)
+
+    @property
+    def paced(self) -> bool:
+        """Whether `chunk` has a say in how many tokens a step computes."""
+        return self.policy.at is not None or self.rounds.restarted
 
     def chunk(self, logical: int, physical: int, prompt: int, new: int) -> int:
         """How many of the `new` tokens the coming step may compute: none past a compaction that is due before them.
@@ -111,3 +122,36 @@ class Tracked:
         if shares is None:
             return [keep] * len(layers)
         return [round(sum(shares[layer] for layer in group) / len(group)) for group in layers]
+
+
+@dataclass
+class Replay(Tracked):
+    """A canary's: it keeps all, reads the prefix cache and leaves nothing in it, and is in no books."""
+
+    counted: ClassVar[bool] = False
+    shared: ClassVar[bool] = False
+    paced: ClassVar[bool] = True  # type: ignore[misc]
+    judged: int = 1  # tokens before the answer that it is about
+
+    def most_held(self, tokens: int, facts: Facts) -> int | None:
+        return None
+
+    def hit_limit(self, tokens: int) -> int:
+        return self.judged - 1  # the last token of the prompt speaks of the first one of the answer
+
+    def chunk(self, logical: int, physical: int, prompt: int, new: int) -> int:
+        return min(new, wire.CANARY_CHUNK)
+
+    def due(self, logical: int, physical: int, prompt: int) -> int | None:
+        return None
+
+
+def tracked_of(extra_args: dict[str, Any] | None, facts: Facts, prompt: int) -> Tracked | None:
+    """From sampling parameters; None if a request has no policy, or one that keeps everything, and is no replay."""
+    if (judged := wire.judged_from(extra_args)) is not None:
+        return Replay(Policy(), Asks(), judged=judged)
+    policy = wire.compressing(extra_args)
+    if policy is None:
+        return None
+    policy = policy.settled(facts).for_prompt(prompt)
+    return Tracked(policy, Asks.of(policy), (extra_args or {}).get(wire.CALL))

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kvserve.evidence.mass import Softmax
+from kvserve.policy.softmax import Softmax
 
 QUERIES, SLOTS = 64, 64  # sizes of a tile
 

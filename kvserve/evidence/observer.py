@@ -8,9 +8,9 @@ from torch import Tensor
 
 from kvserve.cache.contents import LayerCache
 from kvserve.cache.records import Location, Record, Span
-from kvserve.evidence.mass import Softmax
 from kvserve.policy import LayerView
 from kvserve.policy.rope import Rope
+from kvserve.policy.softmax import Softmax
 
 
 @dataclass(frozen=True)

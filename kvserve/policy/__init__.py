@@ -16,11 +16,11 @@ What all policies have is in `kvserve.policy.base`, the bases of most of them in
 they see of a layer in `kvserve.policy.view`.
 """
 
-from kvserve.evidence.mass import Softmax
 from kvserve.policy.base import EVERYTHING, Policy
 from kvserve.policy.errors import PolicyError
 from kvserve.policy.rope import Rope
 from kvserve.policy.scoring import GathersMass, ScoringPolicy, UnevenLayers, top_slots
+from kvserve.policy.softmax import Softmax
 from kvserve.policy.types import Facts, Merged, Moment, Summaries
 from kvserve.policy.view import LayerView, Moments, unseen_slots
 

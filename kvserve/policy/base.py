@@ -132,6 +132,8 @@ class Policy(BaseModel):
         problem = None
         if self.compresses and not facts.num_layers:
             problem = "has nothing to compress: no layer of this model has full attention; send 'full'"
+        elif "repeated" in self.reads and facts.side_pass_problem is not None:
+            problem = f"has the model repeat the prompt, which cannot be done here: {facts.side_pass_problem}"
         elif "rope" in self.reads and facts.rope_problem is not None:
             problem = f"undoes the rotation of queries or keys (RoPE), but {facts.rope_problem}"
         if problem:

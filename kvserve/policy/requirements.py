@@ -16,6 +16,7 @@ class Asks(NamedTuple):
     mass_every: int = 1
     own_shares: bool = False
     summaries: bool = False
+    side_pass: bool = False
     text_window: int = 0
     summarised: bool = True
 
@@ -29,6 +30,7 @@ class Asks(NamedTuple):
             mass_every=whole("mass_every", policy.mass_every, 1),
             own_shares=bool(policy.own_shares),
             summaries="summaries" in policy.reads,
+            side_pass="repeated" in policy.reads,
             text_window=whole("text_window", policy.text_window or 0, 0),
             summarised=bool(policy.summarised),
         )

@@ -39,6 +39,7 @@ class Facts(NamedTuple):
     pool_blocks: int = 0  # that requests can hold, of all groups together
     block_sizes: tuple[int, ...] = ()  # tokens, of each group of compressible layers
     other_groups: tuple[OtherGroup, ...] = ()
+    side_pass_problem: str | None = None  # why prompts cannot be repeated by a side pass; None: they can
     bundling: str = ""  # why there are as many groups as there are, for people
 
 

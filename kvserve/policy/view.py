@@ -8,8 +8,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from kvserve.evidence.mass import Softmax
 from kvserve.policy.rope import Rope
+from kvserve.policy.softmax import Softmax
 
 
 class Moments(NamedTuple):
@@ -44,6 +44,7 @@ class LayerView:
     prompt: int = 0  # tokens of the request's prompt
     mass: Tensor | None = None  # (H, n, G) float32: attention that each slot got, summed over the queries seen
     moments: Moments | None = None
+    repeated: Tensor | None = None  # (H, n) float32: the most attention that each slot got as the prompt was repeated
     rope: Rope | None = None  # how queries and keys of this layer were rotated
     calibration: dict[str, Tensor] | None = None  # this layer's statistics of local heads; see evidence.calibration
     summaries: Callable[[int, int], tuple[Tensor, Tensor]] | None = None  # of chunks [a, b): keys, values (H, b - a, D)

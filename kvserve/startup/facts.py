@@ -56,9 +56,21 @@ def made_of(vllm_config: Any, kv_cache_config: Any) -> Facts:
         summaries=summary_file.about_for(vllm_config),
         pool_blocks=usable,
         block_sizes=sizes,
+        side_pass_problem=_side_pass_problem(vllm_config, others),
         other_groups=tuple(_other(g, vllm_config) for g in others),
         bundling=next((note(g.kv_cache_spec, "bundling") for g in groups), ""),
     )
+
+
+def _side_pass_problem(vllm_config: Any, others: list[KVCacheGroupSpec]) -> str | None:
+    """Why this server's prompts cannot be repeated: see kvserve.evidence.repeat."""
+    if others:
+        return "this model has layers whose caches are not compressed, such as those with a sliding window"
+    if vllm_config.lora_config is not None:
+        return "the server was started with --enable-lora"
+    if vllm_config.model_config.skip_tokenizer_init:
+        return "the server was started with --skip-tokenizer-init"
+    return None
 
 
 def kinds_of(vllm_config: Any) -> tuple[str, ...]:

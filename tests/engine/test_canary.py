@@ -93,7 +93,7 @@ def test_judgement(llm: Any, answer: list[int], cached: str) -> None:
     whole = len(PROMPT) + GENERATED
     assert sum(steps) == (whole if cached == "nothing" else whole - (len(PROMPT) - 1) // harness.BLOCK * harness.BLOCK)
     assert (_cached(llm), harness.free_blocks(llm)) == (before, free)
-    assert not harness.scheduler(llm).kv_canaries
+    assert not harness.scheduler(llm).kv_requests
     harness.scheduler(llm).check_integrity()
 
 
@@ -110,11 +110,11 @@ def test_an_aborted_one_is_forgotten(llm: Any, answer: list[int]) -> None:
     replay = _replay(llm, answer)
     core.add_request(replay.request)
     core.get_output()
-    assert harness.free_blocks(llm) < free and harness.scheduler(llm).kv_canaries
+    assert harness.free_blocks(llm) < free and harness.scheduler(llm).kv_requests
     core.abort_requests([replay.request.request_id])
     while harness.scheduler(llm).has_requests():
         core.get_output()
-    assert harness.free_blocks(llm) == free and not harness.scheduler(llm).kv_canaries
+    assert harness.free_blocks(llm) == free and not harness.scheduler(llm).kv_requests
     assert not _cached(llm)
     harness.scheduler(llm).check_integrity()
 

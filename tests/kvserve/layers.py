@@ -3,8 +3,8 @@
 import torch
 
 from kvserve.cache.contents import LayerCache, gpu_cache
-from kvserve.evidence.mass import Softmax
 from kvserve.evidence.observer import Layer
+from kvserve.policy.softmax import Softmax
 
 BLOCK = 16
 

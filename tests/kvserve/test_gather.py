@@ -7,11 +7,11 @@ import torch
 
 from kvserve.cache.records import Location, Record, Span
 from kvserve.evidence.gather import Gatherer
-from kvserve.evidence.mass import Softmax
 from kvserve.evidence.queries import FOLD, QueryRings
 from kvserve.policy import Policy
 from kvserve.policy.requirements import Asks
 from kvserve.policy.rope import Rope
+from kvserve.policy.softmax import Softmax
 from tests.kvserve.layers import layer, plain_cache
 from tests.kvserve.test_mass import naive
 

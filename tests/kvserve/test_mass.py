@@ -7,7 +7,8 @@ import sys
 import pytest
 import torch
 
-from kvserve.evidence.mass import Softmax, column_sums
+from kvserve.evidence.mass import column_sums
+from kvserve.policy.softmax import Softmax
 
 SOFTMAXES = [
     Softmax(0.2),

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from kvserve.evidence.mass import Softmax, column_sums
+from kvserve.evidence.mass import column_sums
 from kvserve.policy import LayerView, Merged, Moment, Moments, Rope, registry, request
+from kvserve.policy.softmax import Softmax
 
 H, G, D, N, PROMPT = 2, 2, 16, 700, 100
 POLICIES = [n for n, p in registry.installed().items() if p.compresses and p.budgeted]
