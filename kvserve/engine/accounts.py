@@ -11,10 +11,10 @@ from kvserve.engine.feedback import Feedback
 from kvserve.engine.plan import Plan
 from kvserve.engine.rounds import Round
 from kvserve.engine.spec import layers_of_groups
-from kvserve.engine.stats import SECONDS, SHARES, SHOWN, EngineTotals, Outcome, PolicyTotals, Running, short_id
 from kvserve.engine.tracked import Tracked
 from kvserve.policy import request as wire
 from kvserve.startup.facts import keep, made_of
+from kvserve.stats import SECONDS, SHARES, SHOWN, EngineTotals, Outcome, PolicyTotals, Running, short_id
 
 FULL = "full"
 SNAPSHOT_SECONDS = 0.25

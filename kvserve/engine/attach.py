@@ -1,7 +1,6 @@
 """Finding the compressible layers of a model that vLLM has loaded, and the memory of their caches."""
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,14 +14,9 @@ from kvserve.engine.spec import compressible, is_compressible
 from kvserve.evidence.calibration import load_for
 from kvserve.evidence.observer import OF_MODELS, Layer, Observer
 from kvserve.evidence.repeat import Repeater
-from kvserve.evidence.rope_finder import rotation, rotations
-from kvserve.evidence.trial_pass import keys_by_position, positions_of
-from kvserve.policy.rope import Rope
 from kvserve.policy.softmax import Softmax
 from kvserve.startup.guard import UnsupportedError
 from kvserve.startup.refusals import BIASED, UNIFIED
-
-logger = logging.getLogger(__name__)
 
 FP8 = {"fp8": torch.float8_e4m3fn, "fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 
@@ -68,20 +62,6 @@ def refuse(runner: Any, specs: Mapping[str, KVCacheSpec]) -> None:
         raise UnsupportedError(f"kvserve does not support {BIASED}")
     if runner.vllm_config.scheduler_config.disable_hybrid_kv_cache_manager and 0 < len(ours) < len(specs):
         raise UnsupportedError(f"kvserve does not support {UNIFIED}")
-
-
-def ropes_of(runner: Any, names: Sequence[str]) -> dict[str, Rope]:
-    """How these layers rotate queries and keys; those of which that cannot be found out are left out."""
-    if not names:
-        return {}
-    try:
-        keys = keys_by_position(runner, names)
-    except Exception:  # the model's code, on input of ours: a server without two policies is better than none
-        logger.exception("kvserve could not find out what positions do to this model's keys")
-        return {}
-    at, known = positions_of(runner), rotations(runner.model, runner.device)
-    found = {name: rotation(keys[name], at, known, runner.model_config.dtype) for name in keys}
-    return {name: rope for name, rope in found.items() if rope is not None}
 
 
 def observers(runner: Any, attached: list[tuple[Layer, Any]]) -> list[Observer]:

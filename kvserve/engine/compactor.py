@@ -4,17 +4,17 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from itertools import takewhile
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from kvserve.cache.contents import take
+from kvserve.cache.moving import move
 from kvserve.cache.records import LayerMemory, Locate, Location, Record, Span
-from kvserve.engine.agreement import Agreement, Apart
 from kvserve.engine.feedback import Feedback
 from kvserve.engine.plan import Plan
+from kvserve.evidence.agreement import Agreement, Apart
 from kvserve.evidence.gather import Gatherer
 from kvserve.evidence.observer import Layer, Observer, Round
 from kvserve.evidence.probe import Probe
@@ -210,7 +210,7 @@ class Compactor:
     def _apply(self, step: _Step, record: Record, view: LayerView, choice: Tensor | Merged) -> int:
         """Move what stays to its new slots and remember it; the number of tokens that were merged."""
         choice = checked(choice, self._room(step))
-        self._move(step, choice)
+        move(step.layer.cache, step.src, step.dst, choice, step.read)
         stay = choice.slots
         record.layers[step.layer.index] = LayerMemory(
             positions=view.positions.gather(1, stay),
@@ -230,32 +230,6 @@ class Compactor:
         """What the choice for one layer has to fit."""
         sizes = [tokens.head_size for tokens in step.layer.cache]
         return Room(step.layer.num_kv_heads, step.plan.held, step.plan.keep, *sizes)
-
-    def _move(self, step: _Step, choice: Merged) -> None:
-        skip = self._undisturbed(step, choice)
-        slots = choice.slots[:, skip * step.layer.cache.keys.block_size :]
-        # All is picked before any is written: source and destination blocks overlap.
-        picked = {}
-        for name, tokens in step.layer.cache._asdict().items():
-            made = getattr(choice, name)
-            if made is not None and choice.first is None:
-                picked[name] = tokens.encode(made)
-                continue
-            picked[name] = take(step.read[name], slots) if name in step.read else tokens.pick(step.src, slots)
-            if made is not None:
-                picked[name].narrow(1, choice.first - skip * tokens.block_size, made.shape[1]).copy_(
-                    tokens.encode(made)
-                )
-        for name, tokens in step.layer.cache._asdict().items():
-            tokens.write(step.dst[skip:], picked[name])
-        step.read.clear()
-
-    def _undisturbed(self, step: _Step, choice: Merged) -> int:
-        """Blocks at the beginning that stay where and as they are."""
-        if choice.first is None:
-            return 0
-        same = takewhile(lambda pair: pair[0] == pair[1], zip(step.plan.src, step.plan.dst, strict=False))
-        return min(choice.first // step.layer.cache.keys.block_size, len(list(same)))
 
     def take_feedback(self) -> Feedback | None:
         """What was measured and found since the last call, None if nothing."""

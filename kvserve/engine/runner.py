@@ -18,6 +18,7 @@ from kvserve.engine.lengths import GroupLengths, shift_slots
 from kvserve.engine.plan import Plan
 from kvserve.engine.spec import compressible, tagged
 from kvserve.evidence.observer import Layer
+from kvserve.evidence.rope_finder import ropes_of
 from kvserve.policy import Policy
 from kvserve.policy import request as wire
 from kvserve.policy.rope import Rope
@@ -41,7 +42,7 @@ class KVRunner:
         specs: dict[str, KVCacheSpec] = super().get_kv_cache_spec()  # type: ignore[misc]
         attach.refuse(self, specs)
         ours = {name: spec for name, spec in specs.items() if compressible(spec)}
-        self.kv_ropes = attach.ropes_of(self, list(ours))
+        self.kv_ropes = ropes_of(self, list(ours))
         unknown = [name for name in ours if name not in self.kv_ropes]
         bundles = chosen(options.groups, list(ours.values()), len(specs) - len(ours), kinds, config)
         return tagged(

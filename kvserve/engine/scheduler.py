@@ -17,11 +17,11 @@ from kvserve.engine.feedback import taken
 from kvserve.engine.plan import KVSchedulerOutput, Plan
 from kvserve.engine.planner import PLANNING, Planner
 from kvserve.engine.spare import pass_by
-from kvserve.engine.stats import Outcome
 from kvserve.engine.tracked import Tracked, tracked_of
 from kvserve.policy import request as wire
 from kvserve.startup.guard import refuse_unsupported
 from kvserve.startup.options import KVOptions
+from kvserve.stats import Outcome
 
 
 class _Compressing:

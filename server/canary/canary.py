@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from kvserve.engine.stats import Histogram
+from kvserve.stats import Histogram
 from server.canary.replay import UNFIT, Judgement, Replay, judged
 
 QUIET_SECONDS = 1.0

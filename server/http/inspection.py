@@ -8,8 +8,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
-from kvserve.engine.stats import SHOWN, PolicyTotals
 from kvserve.policy.errors import PolicyError
+from kvserve.stats import SHOWN, PolicyTotals
 from server.catalog import PolicyCard, PolicyList, card, cards
 from server.http.errors import unknown
 from server.http.service import Service

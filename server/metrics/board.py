@@ -4,8 +4,8 @@ from collections import Counter
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
-from kvserve.engine.stats import EngineTotals, Histogram, PolicyTotals
 from kvserve.policy.errors import PolicyError, PolicyFault
+from kvserve.stats import EngineTotals, Histogram, PolicyTotals
 from server.canary.canary import Findings
 from server.metrics.shared import Shared
 

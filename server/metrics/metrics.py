@@ -21,9 +21,9 @@ from prometheus_client.utils import floatToGoString
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 import kvserve
-from kvserve.engine.stats import SECONDS, SHARES, Histogram, load
 from kvserve.startup.guard import vllm_version
 from kvserve.startup.options import switched_on
+from kvserve.stats import SECONDS, SHARES, Histogram, load
 from server.canary.canary import QUALITY, Findings
 from server.metrics.board import Board, View, board
 

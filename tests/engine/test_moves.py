@@ -7,6 +7,7 @@ lost byte or a token out of place would change the answer.
 import pytest
 import torch
 
+from kvserve.engine import compactor
 from tests.engine import harness
 
 PROMPTS = [harness.tokens(n, seed=n) for n in (70, 333)]
@@ -59,17 +60,16 @@ def test_merged_entries_are_the_means(cache, monkeypatch):
     """Elastic Cache: what lies in the cache after a merge is the mean of what lay there before, as the dtype rounds."""
     dtype, cache_dtype = CACHES[cache]
     llm = harness.start(dtype=dtype, kv_cache_dtype=cache_dtype, blocks=128, max_model_len=1024)
-    kv = harness.runner(llm).kv
-    stock, checked = kv._move, []
+    stock, checked = compactor.move, []
 
-    def watched(step, choice):
-        before = {n: t.decode(t.read(step.src, step.plan.held)) for n, t in step.layer.cache._asdict().items()}
-        stock(step, choice)
-        for name, tokens in step.layer.cache._asdict().items():
-            after = tokens.decode(tokens.read(step.dst, step.plan.keep))
+    def watched(cache, src, dst, choice, read):
+        before = {n: t.decode(t.read(src, 333)) for n, t in cache._asdict().items()}
+        stock(cache, src, dst, choice, read)
+        for name, tokens in cache._asdict().items():
+            after = tokens.decode(tokens.read(dst, 100))
             checked.append((_buckets(before[name], choice.slots[0]), after))
 
-    monkeypatch.setattr(kv, "_move", watched)
+    monkeypatch.setattr(compactor, "move", watched)
     [output] = harness.generate(llm, [PROMPTS[1]], [{"name": "elastic-cache", "budget": 100, "decode": False}], 4)
     assert harness.outcome(output)["merged_tokens"] == 333 - 100
     assert len(checked) == 8  # keys and values of four layers

@@ -6,7 +6,7 @@ from math import ceil
 
 import pytest
 
-from kvserve.engine.stats import MARK, SHOWN, short_id
+from kvserve.stats import MARK, SHOWN, short_id
 from tests.engine import harness
 
 POOL = 511

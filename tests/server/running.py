@@ -14,7 +14,7 @@ import httpx
 import openai
 from prometheus_client.parser import text_string_to_metric_families
 
-from kvserve.engine.stats import Outcome
+from kvserve.stats import Outcome
 
 KEY = "test-key"
 MODEL = "kvserve-mini"

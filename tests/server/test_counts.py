@@ -16,8 +16,8 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from kvserve.engine.stats import SHARES
 from kvserve.policy.registry import installed
+from kvserve.stats import SHARES
 from server.cli import embedded
 from server.metrics.board import REASONS
 from tests.server import tracing

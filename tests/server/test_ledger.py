@@ -3,8 +3,8 @@
 from types import SimpleNamespace
 from typing import Any
 
-from kvserve.engine.stats import Outcome
 from kvserve.policy import request as wire
+from kvserve.stats import Outcome
 from server.http.ledger import SUMMED, Ledger
 
 

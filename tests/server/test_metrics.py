@@ -12,8 +12,8 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 
 import server.metrics.metrics
-from kvserve.engine.stats import SECONDS, SHARES, EngineTotals, load
 from kvserve.policy.errors import PolicyError
+from kvserve.stats import SECONDS, SHARES, EngineTotals, load
 from server.canary.canary import Findings
 from server.canary.replay import Judgement
 from server.metrics.board import Board

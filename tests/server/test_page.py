@@ -15,8 +15,8 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 
-from kvserve.engine.stats import EngineTotals, Running, load
 from kvserve.startup.options import KVOptions
+from kvserve.stats import EngineTotals, Running, load
 from server.http.choice import Choice
 from server.http.plugin import KVEndpoints
 from server.http.service import Service

@@ -16,11 +16,11 @@ from vllm.entrypoints.serve.engine.protocol import UsageInfo
 from vllm.entrypoints.serve.exception_handling.register import init_exception_handler
 from vllm.exceptions import VLLMValidationError
 
-from kvserve.engine.stats import Outcome
 from kvserve.policy import Facts
 from kvserve.policy import request as wire
 from kvserve.policy.errors import PolicyError
 from kvserve.startup.options import KVOptions
+from kvserve.stats import Outcome
 from server.http.choice import Choice
 from server.http.other_routes import PATHS as REFUSING
 from server.http.plugin import KVEndpoints

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from kvserve.engine.stats import EngineTotals, Running, load
 from kvserve.policy.errors import PolicyError
+from kvserve.stats import EngineTotals, Running, load
 from server.metrics.board import Board
 from server.metrics.metrics import export
 from server.metrics.shared import FOLDER, Shared
