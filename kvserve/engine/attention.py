@@ -6,27 +6,12 @@ compressed requests runs the stock code on the stock metadata.
 
 import copy
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from torch import Tensor
 from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
-
-class Lengths(Protocol):
-    """Physical lengths of the requests of this step in one layer group."""
-
-    def physical(self, seq_lens: Tensor) -> Tensor | None:
-        """Logical lengths (reqs,) -> physical ones, or None if they are all the same."""
-
-
-class Tap(Protocol):
-    """Shown the queries (tokens, Hq, D) of a step, post-RoPE, and what attention made of them, once that is there.
-
-    Afterwards their keys are in the cache, and it may write over rows of the output.
-    """
-
-    def before(self, query: Tensor) -> None: ...
-    def after(self, query: Tensor, output: Tensor) -> None: ...
+from kvserve.engine.lengths import GroupLengths
 
 
 class Alike:
@@ -48,7 +33,7 @@ class Alike:
 class PhysicalLengths:
     """Mixin for metadata builders."""
 
-    kv_lengths: Lengths | None = None
+    kv_lengths: GroupLengths | None = None
     kv_alike: Alike | None = None  # shared by the builders of such groups
     # Groups differ in their lengths, so no group may reuse another one's metadata.
     supports_update_block_table: bool = False
@@ -75,7 +60,8 @@ def shape_of(builder: Any) -> tuple[Any, ...]:
 class QueryTap:
     """Mixin for attention implementations."""
 
-    kv_tap: Tap | None = None
+    kv_tap: Any = None
+    """Shown the queries (tokens, Hq, D) of a step, post-RoPE, and what attention made of them: see `LayerTap`."""
 
     def forward(self, layer: Any, query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.kv_tap is None:

@@ -16,7 +16,7 @@ from kvserve.engine.feedback import Feedback
 from kvserve.engine.plan import Plan
 from kvserve.evidence.agreement import Agreement, Apart
 from kvserve.evidence.gather import Gatherer
-from kvserve.evidence.observer import Layer, Observer, Round
+from kvserve.evidence.observer import Layer, Observer, Upcoming
 from kvserve.evidence.probe import Probe
 from kvserve.evidence.queries import QueryRings
 from kvserve.evidence.views import LazyViews, Views
@@ -165,7 +165,7 @@ class Compactor:
             record = self.requests[of_one[0].req_id]
             if record.observed:
                 logical = of_one[0].logical
-                rounds.append(Round(record, logical, [plan.keep for plan in of_one], locate(logical)))
+                rounds.append(Upcoming(record, logical, [plan.keep for plan in of_one], locate(logical)))
         for observer in self.observers:
             if ours := [each for each in rounds if observer in each.record.observed]:
                 started = time.perf_counter()

@@ -72,7 +72,7 @@ class KVRunner:
         self._kv_facts = made_of(self.vllm_config, kv_cache_config)  # type: ignore[attr-defined]
         self.kv = Compactor(layers, attach.head_offset(self), device, trace, attach.observers(self, attached))
         for layer, module in attached:
-            module.impl.kv_tap = Tap(self.kv, layer)
+            module.impl.kv_tap = LayerTap(self.kv, layer)
         self._kv_lengths = {g: GroupLengths(self.max_num_reqs, device) for g in layers}  # type: ignore[attr-defined]
         alike: dict[Any, Alike] = {}
         for g, lengths in self._kv_lengths.items():
@@ -187,7 +187,7 @@ class KVRunner:
         return with_feedback(output, self.kv.take_feedback())
 
 
-class Tap:
+class LayerTap:
     """What one layer's attention calls before and after it has run."""
 
     def __init__(self, kv: Compactor, layer: Layer) -> None:

@@ -125,7 +125,7 @@ class Tracked:
 
 
 @dataclass
-class Replay(Tracked):
+class Replayed(Tracked):
     """A canary's: it keeps all, reads the prefix cache and leaves nothing in it, and is in no books."""
 
     counted: ClassVar[bool] = False
@@ -149,7 +149,7 @@ class Replay(Tracked):
 def tracked_of(extra_args: dict[str, Any] | None, facts: Facts, prompt: int) -> Tracked | None:
     """From sampling parameters; None if a request has no policy, or one that keeps everything, and is no replay."""
     if (judged := wire.judged_from(extra_args)) is not None:
-        return Replay(Policy(), Asks(), judged=judged)
+        return Replayed(Policy(), Asks(), judged=judged)
     policy = wire.compressing(extra_args)
     if policy is None:
         return None

@@ -26,7 +26,7 @@ class Layer:
     calibration: dict[str, Tensor] | None = None
 
 
-class Round(NamedTuple):
+class Upcoming(NamedTuple):
     """A compaction of one request that is about to be done."""
 
     record: Record
@@ -57,7 +57,7 @@ class Observer:
     def after(self, layer: Layer, query: Tensor, output: Tensor) -> None:
         """It has run: the step's keys and values are cached. Rows of `output` (tokens, Hq, D) may be written anew."""
 
-    def prepare(self, rounds: Sequence[Round]) -> None:
+    def prepare(self, rounds: Sequence[Upcoming]) -> None:
         """Compactions of its requests are about to be done, before the coming step."""
 
     def show(self, view: LayerView, record: Record, layer: Layer, where: Location) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kvserve.cache.contents import take
 from kvserve.cache.records import Location, Record
-from kvserve.evidence.observer import Layer, Observer, Round
+from kvserve.evidence.observer import Layer, Observer, Upcoming
 from kvserve.evidence.side_pass import whole_pass
 from kvserve.policy import LayerView
 
@@ -42,14 +42,14 @@ class Repeater(Observer):
         if record.asks.side_pass:
             record.observed[self] = Repeated()
 
-    def prepare(self, rounds: Sequence[Round]) -> None:
+    def prepare(self, rounds: Sequence[Upcoming]) -> None:
         for each in rounds:
             try:
                 self._repeat(each)
             except Exception as error:  # said when the policy is asked what stays
                 each.record.error = error
 
-    def _repeat(self, asked: Round) -> None:
+    def _repeat(self, asked: Upcoming) -> None:
         """Repeat what has been read of the prompt since the last time."""
         known: Repeated = asked.record.observed[self]
         end = min(asked.logical, asked.record.prompt)
@@ -77,7 +77,7 @@ class Repeater(Observer):
             raise ValueError("only text can be repeated: the prompt has embeddings or pictures")
         return list(request.prompt_token_ids)
 
-    def _go(self, asked: Round, known: Repeated, tokens: list[int], start: int, stop: int) -> None:
+    def _go(self, asked: Upcoming, known: Repeated, tokens: list[int], start: int, stop: int) -> None:
         """Take these tokens, which repeat those of positions [start, stop), over the cache."""
         device = self._runner.device
         ids = torch.tensor(tokens, device=device, dtype=self._runner.input_ids.gpu.dtype)

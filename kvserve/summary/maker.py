@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from kvserve.cache.records import Location, Record, Span
-from kvserve.evidence.observer import Layer, Observer, Round
+from kvserve.evidence.observer import Layer, Observer, Upcoming
 from kvserve.policy import LayerView
 from kvserve.policy.types import Summaries
 from kvserve.startup.guard import UnsupportedError
@@ -69,7 +69,7 @@ class SummaryMaker(Observer):
 
     # -- a compaction --------------------------------------------------------------------------------
 
-    def prepare(self, rounds: Sequence[Round]) -> None:
+    def prepare(self, rounds: Sequence[Upcoming]) -> None:
         """Make what these compactions ask for and is not made yet, in one pass."""
         due = []
         for each in rounds:
@@ -82,7 +82,7 @@ class SummaryMaker(Observer):
             for layer in self._layers:
                 self._pass(layer, rows)
 
-    def _due(self, asked: Round) -> Due:
+    def _due(self, asked: Upcoming) -> Due:
         """What a compaction asks for: summaries for all the text that it lets go. ValueError for parts of chunks."""
         made: Made = asked.record.observed[self]
         chunks = 0
