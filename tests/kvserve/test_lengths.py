@@ -106,9 +106,11 @@ def test_slots_follow_physical_positions():
 
 
 def test_on_cpu_slots_are_those_of_vllm():
+    from vllm.platforms import current_platform
     from vllm.utils.cpu_triton_utils import _compute_slot_mapping_kernel_impl as stock
     from vllm.v1.worker.block_table import BlockTable
 
+    current_platform.import_kernels()
     table = BlockTable(32, 4, 16, 64, False, CPU, 1)
     for row in range(3):
         table.add_row([3 + row, 9 + row, 1 + row], row)
