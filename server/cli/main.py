@@ -1,4 +1,4 @@
-"""The command line: `kvserve serve | policies | calibrate | train-summary | convert-summary | eval | doctor`."""
+"""The command line: `kvserve COMMAND ...`."""
 
 import argparse
 import sys
@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import kvserve
+from server.cli import check_policy
 
 EXAMPLES = """examples:
   kvserve serve                                          the embedded model on 127.0.0.1:8000
   kvserve serve Qwen/Qwen3-8B --kv-policy snapkv:0.25    compress by default to a quarter
   kvserve serve --help=kvserve                           flags of kvserve; every `vllm serve` flag works too
   kvserve policies snapkv                                its parameters, ranges and defaults
+  kvserve check-policy my-policy                         does it keep to the contract
   kvserve calibrate Qwen/Qwen3-8B -o qwen3-8b.safetensors    statistics for triattention and prefixkv's offline profile
   kvserve train-summary ./my-qwen3 --text my-text.txt    teach a model summary tokens, for ksa; Ctrl-C saves
   kvserve convert-summary ./KSA-4B-base -o ./ksa-4b      a published KSA checkpoint, made servable
@@ -36,11 +38,25 @@ def parser() -> argparse.ArgumentParser:
     policies = commands.add_parser("policies", help="list the installed policies, or show one")
     policies.add_argument("name", nargs="?", metavar="NAME", help="show this policy's parameters")
     policies.add_argument("--json", action="store_true", help="print what GET /v1/kv/policies answers")
+    _check_policy_arguments(commands)
     doctor = commands.add_parser("doctor", help="what this machine, this vLLM and a model can serve")
     doctor.add_argument("model", nargs="?", metavar="MODEL", help="folder or name (default: the embedded model)")
     calibrate = commands.add_parser("calibrate", help="write the statistics that calibrated policies need")
     _calibrate_arguments(calibrate)
     return top
+
+
+def _check_policy_arguments(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "check-policy",
+        help="check that an installed policy keeps to the contract",
+        description=check_policy.DESCRIPTION,
+        epilog=check_policy.EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", metavar="NAME", help="name, name:budget, or a JSON object with parameters")
+    parser.add_argument("--no-engine", action="store_true", help="only the checks on tensors")
+    parser.add_argument("--model", metavar="MODEL", help="folder or name, for the engine (default: the embedded model)")
 
 
 def _calibrate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,6 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     if args.command == "policies":
         return show_policies(args.name, args.json)
+    if args.command == "check-policy":
+        return check_policy.check(args.name, args.model, not args.no_engine)
     if args.command == "calibrate":
         from server.cli.calibrate import calibrate
 

@@ -39,6 +39,25 @@ def test_unknown_policy_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> No
     assert "streaming" in capsys.readouterr().err
 
 
+def test_check_policy_says_what_it_found(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli.main(["check-policy", "knorm:0.25", "--no-engine"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "knorm: all checks hold"
+    assert len(lines) > 5 and all(line.startswith("ok ") for line in lines[:-1])
+    monkeypatch.setattr(registry.get("knorm"), "scores", lambda self, view: view.keys[0])
+    assert cli.main(["check-policy", "knorm:0.25", "--no-engine"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("failed ") and "scores are of shape (700, 16)" in line for line in lines)
+    assert "checks failed" in lines[-1]
+
+
+def test_check_policy_lists_what_is_installed_and_what_is_allowed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check-policy", "nope"]) == 2
+    assert "installed: elastic-cache, expected-attention" in capsys.readouterr().err
+    assert cli.main(["check-policy", '{"name": "snapkv", "window": 0}']) == 2
+    assert "kv_policy.window is 0" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("schema", "text"),
     [
@@ -64,7 +83,7 @@ def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     printed = capsys.readouterr().out
-    assert all(word in printed for word in ("serve", "policies", "doctor", "examples:"))
+    assert all(word in printed for word in ("serve", "policies", "check-policy", "doctor", "examples:"))
 
 
 # -- doctor -------------------------------------------------------------------------------------------
