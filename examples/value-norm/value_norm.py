@@ -1,4 +1,4 @@
-"""Two policies in a package of their own; docs/write-a-policy.md grows them step by step."""
+"""Two policies in a package of their own; docs/write-a-policy.md explains them step by step."""
 
 from typing import ClassVar
 
