@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from kvserve.policy import LayerView, Softmax
+from kvserve.policy import Softmax
+from kvserve.testing import layer_view
 
 HEADS, GROUP, SLOTS, WIDTH, QUERIES = 2, 3, 20, 8, 5
 
@@ -15,11 +16,7 @@ def test_per_head(cap, with_sinks):
     keys = torch.randn(HEADS, SLOTS, WIDTH)
     queries = torch.randn(QUERIES, HEADS * GROUP, WIDTH)
     sinks = torch.randn(HEADS * GROUP) if with_sinks else None
-    view = LayerView(
-        layer=0, num_layers=1, logical=SLOTS, since=0, positions=torch.arange(SLOTS).expand(HEADS, -1),
-        load=lambda which: keys, softmax=Softmax(0.5, cap, sinks), queries=queries,
-        query_positions=torch.arange(SLOTS - QUERIES, SLOTS),
-    )  # fmt: skip
+    view = layer_view(keys, queries=queries, softmax=Softmax(0.5, cap, sinks))
     found = view.per_head(lambda probs, seen: probs)
     for head in range(HEADS):
         for member in range(GROUP):

@@ -3,24 +3,18 @@
 import pytest
 import torch
 
-from kvserve.policy import Facts, LayerView, Moment, PolicyError, request, top_slots
+from kvserve.policy import Facts, Moment, PolicyError, Softmax, request, top_slots
+from kvserve.testing import layer_view
 
 
 def view(positions, *, keys=None, queries=None, at=None, since=0, state=None, layer=0):
-    """A layer view of plain lists; keys (H, n, D)."""
-    pos = torch.tensor(positions)
-    content = torch.tensor(keys, dtype=torch.float32) if keys is not None else torch.zeros(*pos.shape, 2)
-    return LayerView(
-        layer=layer,
-        num_layers=4,
-        logical=int(pos.max()) + 1,
-        since=since,
-        positions=pos,
-        load=lambda _: content,
-        queries=None if queries is None else torch.tensor(queries, dtype=torch.float32),
-        query_positions=None if at is None else torch.tensor(at),
-        state=state or {},
-    )
+    """A layer view of plain lists; keys (H, n, D), zeros if there are none. Products are logits as they are."""
+    content = keys if keys is not None else torch.zeros(len(positions), len(positions[0]), 2)
+    given = {} if queries is None else {"queries": queries, "query_positions": at}
+    return layer_view(
+        content, content, positions=torch.tensor(positions), layer=layer, num_layers=4, since=since, state=state or {},
+        softmax=Softmax(), prompt=0, **given,
+    )  # fmt: skip
 
 
 def rows_as_keys(rows):

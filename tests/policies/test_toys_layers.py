@@ -6,7 +6,8 @@ from fractions import Fraction
 import pytest
 import torch
 
-from kvserve.policy import Facts, LayerView, Merged, Moment, PolicyError, Rope, request
+from kvserve.policy import Facts, Merged, Moment, PolicyError, Rope, request
+from kvserve.testing import layer_view
 from policies.elastic_cache import nearest
 from policies.prefixkv import fixed_up, lengths, prefix_lengths, priorities
 
@@ -20,18 +21,10 @@ def view(importance, *, prompt=None, logical=None, positions=None, heads=2, memo
     mass = torch.tensor(importance, dtype=torch.float32)[None, :, None] * (tilt / tilt.mean())[:, None]
     at = torch.arange(n) if positions is None else torch.as_tensor(positions)
     content = torch.arange(1.0, n + 1).expand(heads, -1)[..., None].repeat(1, 1, 2)
-    return LayerView(
-        layer=layer,
-        num_layers=4,
-        logical=n if logical is None else logical,
-        since=0,
-        positions=at.expand(heads, -1),
-        load=lambda which: content if which == "keys" else 10 * content,
-        mass=mass,
-        prompt=n if prompt is None else prompt,
-        memo={} if memo is None else memo,
-        calibration=calibration,
-    )
+    return layer_view(
+        content, 10 * content, positions=at, layer=layer, num_layers=4, logical=n if logical is None else logical,
+        mass=mass, prompt=n if prompt is None else prompt, memo={} if memo is None else memo, calibration=calibration,
+    )  # fmt: skip
 
 
 def noise(n, seed=0):
@@ -320,19 +313,11 @@ def turned(bands, positions, rope=ROPE):
 
 def tri(keys, *, logical=10, mean=Q_MEAN, moduli=Q_ABS, positions=None, prompt=0, rope=ROPE, layer=0):
     """keys (H, n, D) post-RoPE."""
-    heads, n = keys.shape[:2]
-    at = torch.arange(n).expand(heads, -1) if positions is None else positions
-    return LayerView(
-        layer=layer,
-        num_layers=4,
-        logical=logical,
-        since=0,
-        positions=at,
-        load=lambda _: keys,
-        prompt=prompt,
-        rope=rope,
+    at = torch.arange(keys.shape[1]) if positions is None else positions
+    return layer_view(
+        keys, positions=at, layer=layer, num_layers=4, logical=logical, prompt=prompt, rope=rope,
         calibration={"q_mean": mean.to(torch.complex64), "q_abs": moduli.float()},
-    )
+    )  # fmt: skip
 
 
 def parsed(**fields):
