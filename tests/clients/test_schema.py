@@ -153,11 +153,11 @@ def _is_an_answer(answer: httpx.Response) -> None:
 
 
 @pytest.mark.parametrize("path", BODIES)
-@pytest.mark.parametrize("policy", NASTY, ids=range(len(NASTY)))
-def test_nasty_values(server: Server, path: str, policy: str) -> None:
-    answer = _post(server, path, policy)
-    _is_an_answer(answer)
-    assert answer.status_code != 200
+def test_nasty_values(server: Server, path: str) -> None:
+    for policy in NASTY:
+        answer = _post(server, path, policy)
+        _is_an_answer(answer)
+        assert answer.status_code != 200, policy[:200]
 
 
 @pytest.mark.parametrize("path", BODIES)
@@ -166,11 +166,11 @@ def test_a_budget_of_next_to_nothing_is_what_is_protected(server: Server, path: 
 
 
 @pytest.mark.parametrize("path", sorted(PATHS))
-@pytest.mark.parametrize("policy", NASTY, ids=range(len(NASTY)))
-def test_nasty_values_where_no_policy_is_taken(server: Server, path: str, policy: str) -> None:
-    if path == "/invocations" and len(policy) > 100_000 and policy[0] in "[{":
-        pytest.skip("vLLM's own: here it answers 500 to any field that is nested deeper than Python recurses")
-    assert 400 <= _post(server, path, policy).status_code < 500
+def test_nasty_values_where_no_policy_is_taken(server: Server, path: str) -> None:
+    for policy in NASTY:
+        if path == "/invocations" and len(policy) > 100_000 and policy[0] in "[{":
+            continue  # vLLM's own: here it answers 500 to any field that is nested deeper than Python recurses
+        assert 400 <= _post(server, path, policy).status_code < 500, policy[:200]
 
 
 @seed(1)

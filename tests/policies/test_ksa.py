@@ -1,5 +1,7 @@
 """When text gives way to summaries, to how many entries, and which slots they take."""
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -81,11 +83,14 @@ def test_what_is_not_a_choice(fields, param):
     assert error.value.param == f"kv_policy.{param}"
 
 
-@pytest.mark.parametrize("layers", [HYBRID.layers, ("summary",) * 4])
-@pytest.mark.parametrize("summaries", [True, False])
-@pytest.mark.parametrize("prompt", [1, 37, 400, 2000])
 @pytest.mark.parametrize("budget", [0.1, 0.25, 0.5, 0.77, 1.0, 1, 100, 300, 5000])
-def test_a_budget_chooses_the_nearest_window(layers, summaries, prompt, budget):
+def test_a_budget_chooses_the_nearest_window(budget):
+    for case in product((HYBRID.layers, ("summary",) * 4), (True, False), (1, 37, 400, 2000)):
+        chooses_the_nearest_window(budget, *case)
+
+
+def chooses_the_nearest_window(budget, layers, summaries, prompt):
+    case = f"layers {layers}, summaries {summaries}, prompt of {prompt}"
     facts = FACTS._replace(summaries=Summaries(CHUNK, WINDOW, layers))
     wanted = budget * prompt if isinstance(budget, float) else min(budget, prompt)
 
@@ -97,8 +102,9 @@ def test_a_budget_chooses_the_nearest_window(layers, summaries, prompt, budget):
 
     policy = ksa(facts, prompt, budget=budget, summaries=summaries)
     nearest = min(map(miss, range(1, prompt // CHUNK + 2)))
-    assert miss(policy.text_window) <= nearest + 1  # a budget is a whole number of tokens
-    assert policy.salt == ksa(facts, window=policy.text_window, summaries=summaries).salt  # they share prefixes
+    assert miss(policy.text_window) <= nearest + 1, case  # a budget is a whole number of tokens
+    shares = ksa(facts, window=policy.text_window, summaries=summaries)
+    assert policy.salt == shares.salt, case  # they share prefixes
 
 
 def test_a_number_beyond_the_prompt_is_room_for_text():
