@@ -15,7 +15,7 @@ JOBS   ?= 2
 SPREAD := $(if $(filter-out 1,$(JOBS)),-n $(JOBS) --dist loadfile --no-loadscope-reorder)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all check bench bench-policies eval claims kvpress loadtest pages dashboards model clean
+.PHONY: help serve quick test test-all check bench bench-policies eval claims kvpress loadtest pages dashboards model clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,6 +42,9 @@ check: $(VENV)/.$(ENGINE)-dev ## formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+quick: $(VENV)/.$(ENGINE)-dev ## the tests that need no engine and no server, in less than a minute
+	$(BIN)/python -m pytest --quick -m "not slow" $(SPREAD)
 
 test: check ## check, and all tests but the slow ones
 	$(BIN)/python -m pytest -m "not slow" $(SPREAD)
