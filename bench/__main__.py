@@ -1,16 +1,16 @@
 """`python -m bench`: measure, print one table, write JSON."""
 
 import argparse
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.book import Book
-from bench.machine import about
-from bench.report import Report
+from bench.report import SpeedReport
 from bench.sizes import FULL_RUN, QUICK, SHORT, Sizes
+from measuring.command import INTERRUPTED, at_least, defaults, listed, measured
+from measuring.machine import about
+from measuring.repetitions import Repetitions
 
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # the same on every machine, and steady on a shared one
@@ -47,16 +47,12 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parsed and checked; exits with a message naming the flag and what is allowed."""
     made = parser()
     chosen = made.parse_args(argv)
-    chosen.parts = [part.strip() for part in chosen.parts.split(",")]
-    unknown = [part for part in chosen.parts if part not in tuple(PARTS)]
-    if unknown:
-        made.error(f"--parts names {unknown}; allowed: {', '.join(PARTS)}")
-    if chosen.repeats < 1:
-        made.error(f"--repeats is {chosen.repeats}; allowed: 1 or more")
+    chosen.parts = listed(made, "--parts", chosen.parts, tuple(PARTS))
+    at_least(made, chosen, repeats=1)
     return chosen
 
 
-def run(parts: Sequence[str], sizes: Sizes, repeats: int, book: Book) -> None:
+def run(parts: Sequence[str], sizes: Sizes, repeats: int, book: Repetitions) -> None:
     from bench import compaction, context, gathering, model, overhead, pool, roster, summaries
 
     with tempfile.TemporaryDirectory() as folder:
@@ -79,19 +75,10 @@ def run(parts: Sequence[str], sizes: Sizes, repeats: int, book: Book) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     chosen = options(argv)
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    sizes, book = QUICK if chosen.quick else SHORT if chosen.short else FULL_RUN, Book()
-    report = Report(book, sizes, about(), chosen.out)
-    try:
-        run(chosen.parts, sizes, chosen.repeats, book)
-        report.complete = True
-    except KeyboardInterrupt:
-        print("interrupted: writing what was measured", file=sys.stderr)
-    finally:
-        report.write()
-    print(report.text())
-    return 0 if report.complete else 130
+    defaults(ENVIRONMENT)
+    sizes, book = QUICK if chosen.quick else SHORT if chosen.short else FULL_RUN, Repetitions()
+    report = SpeedReport(book, sizes, about(), chosen.out)
+    return 0 if measured(lambda: run(chosen.parts, sizes, chosen.repeats, book), report) else INTERRUPTED
 
 
 if __name__ == "__main__":

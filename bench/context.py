@@ -8,17 +8,17 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from bench.book import Book
 from bench.engine import Engine, prompt
 from bench.policies import BUDGETED, spoken
 from bench.sizes import BLOCK, Sizes
+from measuring.repetitions import Repetitions
 
 PART = "b"
 SETTLE = 4
 """Steps before the timed ones: the compaction of the prompt, and scissorhands' first round."""
 
 
-def measure(sizes: Sizes, repeats: int, model: Path, book: Book) -> None:
+def measure(sizes: Sizes, repeats: int, model: Path, book: Repetitions) -> None:
     tokens = 2 * sum(sizes.contexts) + max(sizes.contexts)
     longest = max(sizes.contexts) + SETTLE + sizes.context_steps + BLOCK
     engine = Engine(model, blocks=tokens // BLOCK, max_len=longest, chunk=sizes.chunk, enable_prefix_caching=True)
@@ -33,7 +33,7 @@ def measure(sizes: Sizes, repeats: int, model: Path, book: Book) -> None:
         engine.stop()
 
 
-def _repetition(engine: Engine, name: str, policy: dict[str, Any] | None, sizes: Sizes, book: Book) -> None:
+def _repetition(engine: Engine, name: str, policy: dict[str, Any] | None, sizes: Sizes, book: Repetitions) -> None:
     first: float | None = None
     for context in sizes.contexts:
         step = _step(engine, context, policy, sizes)

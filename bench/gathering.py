@@ -9,13 +9,13 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.book import Book
 from bench.engine import Engine, prompt
 from bench.model import configure
 from bench.policies import Request, comparable, refusals
 from bench.roster import CONTROL, LAYERS
 from bench.sizes import BLOCK, Sizes
 from kvserve.policy import registry
+from measuring.repetitions import Repetitions
 from models import MINI
 
 PART = "f"
@@ -27,7 +27,7 @@ class Prefill(NamedTuple):
     cpu: float  # of this process: what others do on a shared machine is not in it
 
 
-def measure(sizes: Sizes, repeats: int, folder: Path, book: Book) -> None:
+def measure(sizes: Sizes, repeats: int, folder: Path, book: Repetitions) -> None:
     _on(EMBEDDED, MINI, {"load_format": "auto", "dtype": "auto"}, sizes.gather_every, sizes, repeats, book)
     every = (sizes.gather_every[0], sizes.gather_every[-1])
     turns = min(repeats, sizes.wide_repeats)
@@ -41,7 +41,13 @@ def wide(folder: Path, sizes: Sizes) -> Path:
 
 
 def _on(
-    name: str, model: Path, settings: dict[str, str], every: tuple[int, ...], sizes: Sizes, repeats: int, book: Book
+    name: str,
+    model: Path,
+    settings: dict[str, str],
+    every: tuple[int, ...],
+    sizes: Sizes,
+    repeats: int,
+    book: Repetitions,
 ) -> None:
     length, groups = sizes.gather_prompt, LAYERS if name == EMBEDDED else 1
     engine = Engine(

@@ -14,9 +14,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.book import Book
 from bench.sizes import BLOCK, Sizes
-from bench.spread import paired_ratio
+from measuring.repetitions import Repetitions
+from measuring.spread import paired_ratio
 
 PART = "a"
 STOCK, KV, CONTROL = "stock", "kvserve", "stock again"
@@ -83,7 +83,7 @@ class Rival:
         self._child.terminate()
 
 
-def measure(sizes: Sizes, repeats: int, model: Path, book: Book) -> None:
+def measure(sizes: Sizes, repeats: int, model: Path, book: Repetitions) -> None:
     names = [STOCK, KV, *([CONTROL] if sizes.overhead_control else [])]
     rivals = {name: Rival(name == KV, model, sizes) for name in names}
     try:
@@ -96,7 +96,7 @@ def measure(sizes: Sizes, repeats: int, model: Path, book: Book) -> None:
             rival.end()
 
 
-def _repetition(repetition: int, sizes: Sizes, rivals: dict[str, Rival], book: Book) -> None:
+def _repetition(repetition: int, sizes: Sizes, rivals: dict[str, Rival], book: Repetitions) -> None:
     turns: dict[str, list[Turn]] = {name: [] for name in rivals}
     for rival in rivals.values():
         rival.ask("begin", repetition)

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.arithmetic import Held, allowed
-from bench.book import Book
 from bench.engine import Engine, prompt
 from bench.policies import BUDGETED, Request, spoken
 from bench.sizes import BLOCK, SLACK, Sizes
 from bench.watch import watched
+from measuring.repetitions import Repetitions
 
 PART = "c"
 PREFILLS = {"streaming": ("whole", "chunks")}
@@ -29,7 +29,7 @@ def cases(sizes: Sizes) -> dict[str, Request | None]:
     return found
 
 
-def measure(sizes: Sizes, repeats: int, model: Path, light: Path, book: Book) -> None:
+def measure(sizes: Sizes, repeats: int, model: Path, light: Path, book: Repetitions) -> None:
     _count(sizes, light, book)
     engine = _engine(model, sizes)
     try:
@@ -53,7 +53,7 @@ def _engine(model: Path, sizes: Sizes) -> Engine:
     )
 
 
-def _count(sizes: Sizes, light: Path, book: Book) -> None:
+def _count(sizes: Sizes, light: Path, book: Repetitions) -> None:
     """Most requests that ran at once, and what block arithmetic allows. The same every time: counted once."""
     engine = _engine(light, sizes)
     try:
@@ -93,7 +93,7 @@ def _at_once(engine: Engine, policy: Request | None, output: int, sizes: Sizes) 
     return most
 
 
-def _repetition(engine: Engine, repetition: int, sizes: Sizes, book: Book) -> None:
+def _repetition(engine: Engine, repetition: int, sizes: Sizes, book: Repetitions) -> None:
     full: float | None = None
     for name, policy in cases(sizes).items():
         seconds, peak = _together(engine, policy, repetition, sizes)

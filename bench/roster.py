@@ -7,12 +7,12 @@ import statistics
 import time
 from typing import NamedTuple
 
-from bench.book import Book
 from bench.engine import Engine, prompt
 from bench.policies import Request, comparable, refusals
 from bench.sizes import BLOCK, Sizes
 from bench.watch import Watch, watched
 from kvserve.policy import registry
+from measuring.repetitions import Repetitions
 from models import MINI
 
 PART = "e"
@@ -33,7 +33,7 @@ class Run(NamedTuple):
     freed: int  # blocks of all layers
 
 
-def measure(sizes: Sizes, repeats: int, book: Book) -> None:
+def measure(sizes: Sizes, repeats: int, book: Repetitions) -> None:
     longest = max(sizes.policy_prompts) + sizes.policy_output
     engine = Engine(
         MINI,
@@ -57,7 +57,7 @@ def measure(sizes: Sizes, repeats: int, book: Book) -> None:
         engine.stop()
 
 
-def served(engine: Engine, book: Book) -> dict[str, Request]:
+def served(engine: Engine, book: Repetitions) -> dict[str, Request]:
     """The requests of all compressing policies that this engine serves; the others are booked with the reason."""
     refused = refusals(engine.scheduler.kv.facts)
     for name, why in refused.items():
@@ -67,7 +67,13 @@ def served(engine: Engine, book: Book) -> dict[str, Request]:
 
 
 def _turn(
-    engine: Engine, policies: dict[str, Request], length: int, budget: float, repetition: int, sizes: Sizes, book: Book
+    engine: Engine,
+    policies: dict[str, Request],
+    length: int,
+    budget: float,
+    repetition: int,
+    sizes: Sizes,
+    book: Repetitions,
 ) -> None:
     requests = {FULL: None, **{name: {**request, "budget": budget} for name, request in policies.items()}}
     order = list(requests)[:: 1 if repetition % 2 == 0 else -1]

@@ -7,19 +7,19 @@ ratios are within a turn. The summary pass is timed where it is made, for prompt
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from bench.book import Book
 from bench.engine import Engine, prompt
 from bench.policies import Request
 from bench.roster import FULL, LAYERS
 from bench.sizes import BLOCK, Sizes
 from bench.watch import timed
 from kvserve.summary import file as summary_file
+from measuring.repetitions import Repetitions
 from models import MINI
 
 PART, KSA = "g", "ksa"
 
 
-def measure(sizes: Sizes, repeats: int, book: Book) -> None:
+def measure(sizes: Sizes, repeats: int, book: Repetitions) -> None:
     if not (MINI / summary_file.BESIDE).is_file():
         book.refuse(PART, KSA, "the embedded model has no summary parameters")
         return
@@ -44,7 +44,7 @@ def measure(sizes: Sizes, repeats: int, book: Book) -> None:
         engine.stop()
 
 
-def _turn(engine: Engine, length: int, batch: int, repetition: int, generate: int, book: Book) -> None:
+def _turn(engine: Engine, length: int, batch: int, repetition: int, generate: int, book: Repetitions) -> None:
     cases: dict[str, Request | None] = {FULL: None, KSA: {"name": KSA}}
     order = list(cases)[:: 1 if repetition % 2 == 0 else -1]
     runs = {name: _run(engine, cases[name], length, batch, repetition, generate) for name in order}

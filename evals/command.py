@@ -7,21 +7,24 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from openai import OpenAIError
 
-from bench.machine import about
 from evals import curves, markdown, report
-from evals.book import Book, OtherSettings
 from evals.cells import FULL, ORACLE, RANDOM, Contestant
 from evals.endpoint import Endpoint
+from evals.journal import EvalJournal
 from evals.options import Chosen, chosen
 from evals.protocols import newest
-from evals.server import PLUGINS, NoServer, serving
+from evals.server import PLUGINS, serving
+from measuring.command import attempted
+from measuring.journal import settings_of
+from measuring.machine import about
 from measuring.results import write
+from measuring.server import ServerDied
 from models import MINI
 
 
@@ -53,7 +56,7 @@ async def measure(chosen: Chosen, url: str, folder: Path | None, path: Path) -> 
     cards = await endpoint.policies()
     contestants = line_up(chosen.given, cards, folder is not None)
     settings = chosen.settings(endpoint.model, contestants)
-    book = Book(path, settings, about())
+    book = EvalJournal(path, settings, about())
     try:
         wanted = folder is not None and any(each.name == ORACLE for each in contestants)
         oracle = Oracle(args.model or str(MINI), folder) if wanted and folder else None
@@ -89,30 +92,21 @@ def main(argv: Sequence[str]) -> int:
         return _finish(_so_far(path) if path.exists() else json.loads(out.read_text(encoding="utf-8")), out)
     if made.args.fresh:
         path.unlink(missing_ok=True)
-    try:
-        with ExitStack() as stack:
-            url, folder = stack.enter_context(asked(made.args))
+
+    def run() -> None:
+        with asked(made.args) as (url, folder):
             found = asyncio.run(measure(made, url, folder, path))
-    except KeyboardInterrupt:
-        print(f"\nkvserve eval: interrupted; the same command goes on from {path}", file=sys.stderr)
-        return 130
-    except OtherSettings as error:
-        print(f"kvserve eval: {error}", file=sys.stderr)
-        return 2
-    except (NoServer, OpenAIError) as error:
-        print(f"kvserve eval: {error}", file=sys.stderr)
-        return 1
-    _finish(found, out)
-    path.unlink()
-    return 0
+        _finish(found, out)
+        path.unlink()
+
+    return attempted("kvserve eval", run, (ServerDied, OpenAIError), path)
 
 
 def _so_far(path: Path) -> dict[str, Any]:
     """The report of a run that was interrupted: cells that are complete only."""
-    with path.open(encoding="utf-8") as lines:
-        settings = json.loads(next(lines))["settings"]
-    book = Book(path, settings, about())
-    book.close()
+    settings = settings_of(path)
+    with EvalJournal(path, settings, about()) as book:
+        pass
     made = report.report(book, settings, 0)
     cells = [cell for cell in made["cells"] if cell["items"] == settings["items"]]
     if any(len(found) < settings["items"] for found in book.forced.values()):

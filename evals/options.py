@@ -10,6 +10,7 @@ from evals.cells import LONG, SHARES, SHORT, TOP, Contestant, Section
 from evals.items import ASKED
 from evals.protocols import PROTOCOLS, RELATIVE
 from evals.server import BLOCK
+from measuring.command import at_least
 from models.tasks.scene import FORMS
 
 DESCRIPTION = "Quality of policies over an OpenAI endpoint; prints a table, writes JSON, Markdown and curves."
@@ -105,9 +106,7 @@ def chosen(argv: Sequence[str]) -> Chosen:
     made = parser()
     args = made.parse_args(argv)
     args.shown = shown(argv)
-    for flag in ("items", "at_once"):
-        if getattr(args, flag) < 1:
-            made.error(f"--{flag.replace('_', '-')} is {getattr(args, flag)}; allowed: 1 or more")
+    at_least(made, args, items=1, at_once=1)
     try:
         given = [] if args.policies == ["all"] else [Contestant.of(text) for text in args.policies]
     except ValueError as error:

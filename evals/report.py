@@ -4,19 +4,19 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
-from evals.book import Book
 from evals.cells import FULL, RANDOM, Cell
 from evals.intervals import bootstrap, difference, estimate
+from evals.journal import EvalJournal
 
 Record = dict[str, Any]
 
 
-def records(book: Book) -> list[Record]:
+def records(book: EvalJournal) -> list[Record]:
     """One per cell that was measured."""
     return [_record(book, cell) for cell in book.scores if book.scores[cell]]
 
 
-def _record(book: Book, cell: Cell) -> Record:
+def _record(book: EvalJournal, cell: Cell) -> Record:
     found = book.scores[cell]
     scores = [found[n][0] for n in sorted(found)]
     made = {
@@ -35,7 +35,7 @@ def _record(book: Book, cell: Cell) -> Record:
     return made
 
 
-def _against(book: Book, cell: Cell) -> Record | None:
+def _against(book: EvalJournal, cell: Cell) -> Record | None:
     """The paired difference to random at the same budget; None for the brackets and where random is missing."""
     other = book.scores.get(cell._replace(policy=RANDOM))
     if cell.policy in (FULL, RANDOM) or not other:
@@ -46,7 +46,9 @@ def _against(book: Book, cell: Cell) -> Record | None:
     return {**found._asdict(), "verdict": verdict}
 
 
-def report(book: Book, settings: Record, seconds: float, newest: Mapping[str, int | None] | None = None) -> Record:
+def report(
+    book: EvalJournal, settings: Record, seconds: float, newest: Mapping[str, int | None] | None = None
+) -> Record:
     """All that is written, as JSON takes it. newest: how many of the newest tokens each policy protects."""
     refused: dict[tuple[str, str, float | None], str] = {}
     for cell, why in book.refused.items():

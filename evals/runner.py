@@ -7,10 +7,10 @@ from typing import Any
 from tqdm import tqdm
 
 from evals import items
-from evals.book import Book
 from evals.cells import FULL, Cell, Contestant, Section
 from evals.endpoint import Endpoint, Refused, Sized, Tops
 from evals.forced import forced
+from evals.journal import EvalJournal
 from evals.oracle import Oracle
 from evals.protocols import Unsuitable, kv_policy
 from evals.scorers import score
@@ -27,7 +27,7 @@ class Runner:
         contestants: Sequence[Contestant],
         cards: dict[str, dict[str, Any]],
         endpoint: Endpoint,
-        book: Book,
+        book: EvalJournal,
         count: int,
         seed: int,
         requests_at_once: int,

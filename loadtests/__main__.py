@@ -1,7 +1,6 @@
 """`python -m loadtests`: put the server under load, print one table, write JSON and plots."""
 
 import argparse
-import os
 import signal
 import sys
 import tempfile
@@ -11,9 +10,10 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from bench.machine import about
-from loadtests.notes import Notes
+from loadtests.measurements import Measurements
 from loadtests.sizes import LONG, QUICK, SHORT, Sizes
+from measuring.command import INTERRUPTED, at_least, defaults, listed, measured
+from measuring.machine import about
 
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # generators included: the machine is small
@@ -51,12 +51,8 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parsed and checked; exits with a message naming the flag and what is allowed."""
     made = parser()
     chosen = made.parse_args(argv)
-    chosen.scenarios = [name.strip() for name in chosen.scenarios.split(",")]
-    unknown = [name for name in chosen.scenarios if name not in SCENARIOS]
-    if unknown:
-        made.error(f"--scenarios names {unknown}; allowed: {', '.join(SCENARIOS)}")
-    if chosen.repeats is not None and chosen.repeats < 1:
-        made.error(f"--repeats is {chosen.repeats}; allowed: 1 or more")
+    chosen.scenarios = listed(made, "--scenarios", chosen.scenarios, SCENARIOS)
+    at_least(made, chosen, repeats=1)
     missing = [package for package in ("guidellm", "matplotlib", "vllm") if find_spec(package) is None]
     if missing:
         made.error(f"{', '.join(missing)} not installed; the extra `load` brings guidellm and matplotlib")
@@ -75,16 +71,16 @@ def plan(scenarios: Sequence[str], sizes: Sizes) -> dict[float, list[str]]:
     return found
 
 
-def run(scenarios: Sequence[str], sizes: Sizes, notes: Notes) -> None:
+def run(scenarios: Sequence[str], sizes: Sizes, notes: Measurements) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for share, parts in plan(scenarios, sizes).items():
             _serve(share, parts, sizes, notes, Path(folder))
 
 
-def _serve(share: float, parts: Sequence[str], sizes: Sizes, notes: Notes, folder: Path) -> None:
+def _serve(share: float, parts: Sequence[str], sizes: Sizes, notes: Measurements, folder: Path) -> None:
     """One server, and all that is measured with its pool."""
     from loadtests.generator import Generator, Target
-    from loadtests.serving import serving
+    from loadtests.server import serving
     from loadtests.stage import Stage, calibrate, say
 
     pool = sizes.pool(share)
@@ -112,24 +108,17 @@ def _scenario(name: str, folder: Path) -> Callable[..., None]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 well, 1 something that must hold does not, 130 interrupted."""
     chosen = options(argv)
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    defaults(ENVIRONMENT)
     from loadtests.generator import prepare
-    from loadtests.report import Report
+    from loadtests.report import LoadReport
 
     prepare()
-    sizes, notes = LONG if chosen.long else QUICK if chosen.quick else SHORT, Notes()
+    sizes, notes = LONG if chosen.long else QUICK if chosen.quick else SHORT, Measurements()
     sizes = replace(sizes, repeats=chosen.repeats or sizes.repeats)
-    report = Report(notes, sizes, about(), chosen.out)
-    try:
-        run(chosen.scenarios, sizes, notes)
-        report.complete = True
-    except KeyboardInterrupt:
-        print("interrupted: writing what was measured", file=sys.stderr)
-    finally:
-        report.write()
-    print(report.text())
-    return 130 if not report.complete else 0 if notes.sound else 1
+    report = LoadReport(notes, sizes, about(), chosen.out)
+    if not measured(lambda: run(chosen.scenarios, sizes, notes), report):
+        return INTERRUPTED
+    return 0 if notes.sound else 1
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Clients that vanish: generators are killed while their requests run, and nothing of them may stay behind."""
 
-from loadtests.serving import wait
 from loadtests.stage import Stage, say
+from measuring.server import wait
 
 PART = "churn"
 PATIENCE = 60.0

@@ -13,7 +13,7 @@ import signal
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from loadtests.serving import MODEL
+from loadtests.server import MODEL
 from loadtests.sizes import Load
 from models import MINI
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtests.generator import RunFailed, Target
-from loadtests.serving import MODEL
+from loadtests.server import MODEL
 from loadtests.sizes import Load
 from models import MINI
 

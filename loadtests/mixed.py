@@ -5,9 +5,9 @@ what the compression of its neighbours does to it.
 """
 
 from loadtests.generator import Result
-from loadtests.serving import wait
 from loadtests.stage import Stage, quantities, say
 from loadtests.watch import Watch
+from measuring.server import wait
 
 PART = "mixed"
 PATIENCE = 5.0

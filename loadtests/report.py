@@ -1,15 +1,13 @@
-"""One table for people, one JSON for programs, and the plots."""
+"""The load test's table: its columns, and what stands around it; plots beside it."""
 
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from bench.report import table, where
 from loadtests import plots
 from loadtests.legend import legend
-from loadtests.notes import Notes
-from loadtests.sizes import Sizes
-from measuring.results import write
+from loadtests.measurements import Measurements
+from measuring import report
+from measuring.promise import Promise
+from measuring.repetitions import Repetitions
 
 COLUMNS = {
     "pool_mib": ("pool MiB", 1.0, 1),
@@ -41,44 +39,38 @@ COMMANDS = (
 )
 
 
-class Report:
-    """Writes what has been noted so far, as often as wanted."""
+class LoadReport(report.Report):
+    columns, spread = COLUMNS, SPREAD
+    found: Measurements
 
-    def __init__(self, notes: Notes, sizes: Sizes, about: dict[str, Any], out: Path) -> None:
-        self._notes, self._sizes, self._about, self._out = notes, sizes, about, out
-        self.complete = False
+    def heading(self) -> str:
+        return f"{super().heading()}\n\n{legend(self.sizes, self.found.targets)}"
+
+    def promises(self) -> list[Promise]:
+        return self.found.checks
+
+    def shown(self) -> Repetitions:
+        return self.found.by_part()
 
     def record(self) -> dict[str, Any]:
+        course = {part: [_flat(sample) for sample in samples] for part, samples in self.found.course.items()}
         return {
-            **self._about,
-            "complete": self.complete,
-            "sizes": asdict(self._sizes),
-            "targets": self._notes.targets,
-            "commands": self._notes.commands,
-            "figures": [check.record() for check in self._notes.checks],
-            "parts": self._notes.record(),
-            "course": {part: [_flat(sample) for sample in course] for part, course in self._notes.course.items()},
-        }
+            **super().record(), "targets": self.found.targets, "commands": self.found.commands, "course": course,
+        }  # fmt: skip
 
-    def text(self) -> str:
-        unfinished = "" if self.complete else "Interrupted: not everything was measured.\n\n"
-        checks = "".join(check.line() + "\n" for check in self._notes.checks)
-        return (
-            f"{where(self._about)}\n\n{legend(self._sizes, self._notes.targets)}\n\n{unfinished}"
-            f"{table(self._notes.by_part(), COLUMNS, SPREAD)}\n\n{checks}{self._example()}"
-        )
+    def remarks(self) -> list[str]:
+        return [*super().remarks(), *self._example()]
 
     def write(self) -> None:
-        """JSON at `out`, table and plots beside it."""
-        record = self.record()
-        write(self._out, record, self.text())
-        plots.draw(record, self._out)
+        """Plots too."""
+        super().write()
+        plots.draw(self.record(), self.out)
 
-    def _example(self) -> str:
+    def _example(self) -> list[str]:
         """One of the commands, of the crossover if it was measured."""
-        commands = self._notes.commands
+        commands = self.found.commands
         shown = next((command for command in commands if "--goodput" in command), commands[-1] if commands else None)
-        return "" if shown is None else f"\n{COMMANDS.format(name=self._out.name)}\n\n```\n{shown}\n```\n"
+        return [] if shown is None else ["", COMMANDS.format(name=self.out.name), "", "```", shown, "```"]
 
 
 def _flat(sample: Any) -> dict[str, float]:

@@ -4,10 +4,10 @@ import sys
 from dataclasses import dataclass
 
 from loadtests.generator import Generator, Result, Target
-from loadtests.notes import Notes
-from loadtests.serving import Server
+from loadtests.measurements import Measurements
 from loadtests.sizes import Load, Sizes
 from loadtests.watch import Watch
+from measuring.server import Server
 
 SLACK = 10
 """A request counts for goodput if it is at most so many times slower than one that has the server for itself."""
@@ -22,7 +22,7 @@ class Stage:
     server: Server
     generator: Generator
     sizes: Sizes
-    notes: Notes
+    notes: Measurements
     target: Target
     share: float  # of what all clients of the crossover need uncompressed
 

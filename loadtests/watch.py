@@ -5,8 +5,8 @@ import time
 from types import TracebackType
 from typing import NamedTuple
 
-from loadtests.serving import Memory, Server, ServerDied
 from loadtests.spent import Spent
+from measuring.server import Memory, Server, ServerDied
 
 
 class Sample(NamedTuple):

@@ -8,18 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.machine import about
 from evals.beside.asking import Asking
-from evals.beside.ledger import Ledger
+from evals.beside.journal import SidesJournal
 from evals.beside.markdown import markdown
 from evals.beside.partner import ROOT, Gone, pool
 from evals.beside.report import report, speeds
 from evals.beside.speed import Speed
-from evals.book import OtherSettings
 from evals.endpoint import Endpoint, Refused
 from evals.items import ASKED
-from evals.server import NoServer, serving
+from evals.server import serving
+from measuring.command import at_least, attempted
+from measuring.machine import about
 from measuring.results import write
+from measuring.server import ServerDied
 from models import MINI
 
 PYTHON = ROOT / ".venv-kvpress" / "bin" / "python"
@@ -50,9 +51,7 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     args = made.parse_args(argv)
     if not args.render and not args.python.exists():
         made.error(f"--python {args.python}: no such interpreter; `make kvpress` sets one up")
-    for flag, least in (("items", 1), ("repeats", 1), ("workers", 1), ("length", 256)):
-        if getattr(args, flag) < least:
-            made.error(f"--{flag} is {getattr(args, flag)}; allowed: {least} or more")
+    at_least(made, args, items=1, repeats=1, workers=1, length=256)
     if wrong := [budget for budget in args.budgets if not 0 < budget < 1]:
         made.error(f"--budgets {wrong[0]}; allowed: shares between 0 and 1")
     return args
@@ -64,7 +63,7 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
     return {**{name: getattr(args, name) for name in named}, "seed": 0, "looked_into": min(LOOKED_INTO, args.items)}
 
 
-async def measure(args: argparse.Namespace, url: str, ledger: Ledger | None) -> dict[str, Any]:
+async def measure(args: argparse.Namespace, url: str, ledger: SidesJournal | None) -> dict[str, Any]:
     """The parts that were asked for, each with where and when it was measured."""
     began, found = about(), {}
     endpoint = Endpoint(url, "")
@@ -81,7 +80,7 @@ async def measure(args: argparse.Namespace, url: str, ledger: Ledger | None) -> 
     return found
 
 
-async def so_far(args: argparse.Namespace, ledger: Ledger) -> dict[str, Any]:
+async def so_far(args: argparse.Namespace, ledger: SidesJournal) -> dict[str, Any]:
     """What is in the ledger, beside versions, commit and load of now, not those of when it was measured."""
     async with pool(args.python, str(MINI), 1) as theirs:
         now = {**about(), "partner": await theirs.ask("about")}
@@ -94,44 +93,27 @@ def main(argv: Sequence[str]) -> int:
     path = args.out.with_suffix(".jsonl")
     if args.fresh:
         path.unlink(missing_ok=True)
-    try:
-        found = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
-        if not args.render:
-            ledger = Ledger(path, settings(args)) if "quality" in args.parts else None
-            if args.so_far and ledger is not None:
-                return _finish(found | asyncio.run(so_far(args, ledger)), args.out)
-            with serving(["--kv-groups", "4", "--dtype", "float32"]) as url:
-                found |= asyncio.run(measure(args, url, ledger))
-    except KeyboardInterrupt:
-        print(f"\ninterrupted; the same command goes on from {path}", file=sys.stderr)
-        return 130
-    except OtherSettings as error:
-        print(error, file=sys.stderr)
-        return 2
-    except (NoServer, Refused, Gone, ExceptionGroup) as error:
-        told = _told(error)
-        if told is None:
-            raise
-        print(told, file=sys.stderr)
-        return 1
+    return attempted("evals.beside", lambda: _run(args, path), (ServerDied, Refused, Gone), path)
+
+
+def _run(args: argparse.Namespace, path: Path) -> None:
+    found = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
+    if args.render:
+        return _finish(found, args.out)
+    ledger = SidesJournal(path, settings(args)) if "quality" in args.parts else None
+    if args.so_far and ledger is not None:
+        return _finish(found | asyncio.run(so_far(args, ledger)), args.out)
+    with serving(["--kv-groups", "4", "--dtype", "float32"]) as url:
+        found |= asyncio.run(measure(args, url, ledger))
     _finish(found, args.out)
-    if "quality" in args.parts:
-        path.unlink(missing_ok=True)
-    return 0
+    if ledger is not None:
+        path.unlink()
 
 
-def _told(error: Exception) -> str | None:
-    """What a side that cannot go on has said; None if the error is another one."""
-    if isinstance(error, ExceptionGroup):
-        return next((told for each in error.exceptions if (told := _told(each)) is not None), None)
-    return str(error) if isinstance(error, NoServer | Refused | Gone) else None
-
-
-def _finish(found: dict[str, Any], out: Path) -> int:
+def _finish(found: dict[str, Any], out: Path) -> None:
     text = markdown(found)
     write(out, found, text)
     print(text)
-    return 0
 
 
 if __name__ == "__main__":

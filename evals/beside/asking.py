@@ -7,7 +7,7 @@ from typing import Any
 from tqdm import tqdm
 
 from evals import items
-from evals.beside.ledger import Key, Ledger
+from evals.beside.journal import Key, SidesJournal
 from evals.beside.pairs import SAME, Pair, cells, kept, key
 from evals.beside.partner import Pool
 from evals.cells import FULL
@@ -23,7 +23,7 @@ Settings = dict[str, Any]
 class Asking:
     """One run over all items; what is said goes into the ledger."""
 
-    def __init__(self, settings: Settings, endpoint: Endpoint, partner: Pool, ledger: Ledger) -> None:
+    def __init__(self, settings: Settings, endpoint: Endpoint, partner: Pool, ledger: SidesJournal) -> None:
         self._settings, self._endpoint, self._partner, self._ledger = settings, endpoint, partner, ledger
         self._bar: tqdm[Any] = tqdm(unit="item", smoothing=0.05)
         self._known: dict[str, Any] = {}
@@ -61,7 +61,7 @@ class Asking:
             self._bar.update()
 
     async def _side(self, side: Any, sized: Sized, each: Key) -> None:
-        self._ledger.add(each, await side(sized, each[1]))
+        self._ledger.answered(each, await side(sized, each[1]))
 
     async def _ours(self, sized: Sized, protocol: str) -> list[Any]:
         """What kvserve says: run, budget, text, right, whether as many tokens stayed as were to."""

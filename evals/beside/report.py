@@ -5,7 +5,7 @@ from statistics import fmean, median, quantiles
 from typing import Any
 
 from evals.beside.asking import CHOSEN, OURS, THEIRS, WHOLE
-from evals.beside.ledger import Ledger
+from evals.beside.journal import SidesJournal
 from evals.beside.pairs import Pair, cells, key
 from evals.cells import FULL
 from evals.intervals import difference, estimate
@@ -14,7 +14,7 @@ Record = dict[str, Any]
 Said = dict[tuple[str, float], dict[int, tuple[str, float, bool]]]  # run, budget -> item -> text, right, kept as told
 
 
-def report(ledger: Ledger, settings: Record) -> Record:
+def report(ledger: SidesJournal, settings: Record) -> Record:
     """All that is written, as JSON takes it."""
     found = []
     for task in settings["tasks"]:
@@ -37,7 +37,7 @@ def _names(pair: Pair) -> Record:
     return {"policy": pair.policy, "pair": pair.label, "kind": pair.kind, "why": pair.why, "draws": pair.draws}
 
 
-def _said(ledger: Ledger, task: str, protocol: str, side: str) -> Said:
+def _said(ledger: SidesJournal, task: str, protocol: str, side: str) -> Said:
     found: Said = defaultdict(dict)
     for (its_task, its_protocol, number, its_side), answers in ledger.entries.items():
         if (its_task, its_protocol, its_side) == (task, protocol, side):
@@ -60,7 +60,7 @@ def _cell(ours: dict[int, Any], theirs: dict[int, Any]) -> Record:
     }
 
 
-def _chosen(ledger: Ledger, task: str, protocol: str, pair: Pair, budget: float) -> Record | None:
+def _chosen(ledger: SidesJournal, task: str, protocol: str, pair: Pair, budget: float) -> Record | None:
     """Over items and layers: the share of the tokens kept that both sides keep; None if it was not looked into."""
     layers = [
         layer
@@ -76,7 +76,7 @@ def _chosen(ledger: Ledger, task: str, protocol: str, pair: Pair, budget: float)
     return {"in_common": sum(both for *_, both in layers) / kept, "layers": len(layers)}
 
 
-def _whole(ledger: Ledger) -> Record:
+def _whole(ledger: SidesJournal) -> Record:
     """How often kvpress' pipeline, from beginning to end, says what its press said after our one reading."""
     same: dict[str, list[bool]] = defaultdict(list)
     failed: dict[str, str] = {}

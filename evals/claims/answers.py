@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from evals.book import Book
 from evals.cells import FULL, Cell
 from evals.intervals import Estimate, bootstrap, estimate
+from evals.journal import EvalJournal
 
 Values = dict[int, float]
 MEASURES = ("score", "nll")
@@ -17,7 +17,7 @@ class Missing(Exception):
 class Answers:
     """Reads a book."""
 
-    def __init__(self, book: Book) -> None:
+    def __init__(self, book: EvalJournal) -> None:
         self._book = book
 
     def values(self, cell: Cell, measure: str = "score") -> Values:

@@ -11,10 +11,10 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from evals.book import Book
 from evals.claims.ask import Ask, Served
 from evals.claims.claim import Claim
 from evals.endpoint import Endpoint
+from evals.journal import EvalJournal
 from evals.runner import Runner
 from evals.server import serving
 
@@ -38,7 +38,7 @@ def settings(served: Served, seed: int) -> dict[str, Any]:
     return {"model": served.model, "flags": list(served.flags), "dtype": DTYPE, "seed": seed}
 
 
-def missing(book: Book, ask: Ask, items: int) -> bool:
+def missing(book: EvalJournal, ask: Ask, items: int) -> bool:
     """Whether anything of it has not been answered yet."""
     numbers = range(ask.items(items))
     return any(
@@ -46,7 +46,7 @@ def missing(book: Book, ask: Ask, items: int) -> bool:
     )
 
 
-def fill(book: Book, served: Served, asks: Sequence[Ask], items: int, seed: int) -> None:
+def fill(book: EvalJournal, served: Served, asks: Sequence[Ask], items: int, seed: int) -> None:
     """Ask what is missing; starts no server if nothing is."""
     todo = [ask for ask in asks if missing(book, ask, items)]
     if not todo:
@@ -57,7 +57,7 @@ def fill(book: Book, served: Served, asks: Sequence[Ask], items: int, seed: int)
         asyncio.run(_ask(book, served, todo, url, items, seed))
 
 
-async def _ask(book: Book, served: Served, todo: Sequence[Ask], url: str, items: int, seed: int) -> None:
+async def _ask(book: EvalJournal, served: Served, todo: Sequence[Ask], url: str, items: int, seed: int) -> None:
     endpoint = Endpoint(url, "")
     endpoint.model = await endpoint.served()
     cards = await endpoint.policies()

@@ -4,23 +4,24 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 
 from openai import OpenAIError
 
-from bench.machine import about
-from evals.book import Book, OtherSettings
 from evals.claims import elastic_cache, prefixkv, scissorhands, triattention
 from evals.claims.answers import Answers
 from evals.claims.ask import SERVERS, Served
 from evals.claims.asking import asks_of, fill, path_of, settings
 from evals.claims.claim import Claim
-from evals.claims.kept import Kept
+from evals.claims.progress import ClaimsJournal
 from evals.claims.record import Record, ordered, record
 from evals.claims.table import markdown
-from evals.server import NoServer
+from evals.journal import EvalJournal
+from measuring.command import at_least, attempted
+from measuring.machine import about
 from measuring.results import write
+from measuring.server import ServerDied
 
 CLAIMS: tuple[Claim, ...] = (
     *scissorhands.CLAIMS,
@@ -55,8 +56,7 @@ def parser() -> argparse.ArgumentParser:
 
 def chosen(made: argparse.ArgumentParser, args: argparse.Namespace) -> list[Claim]:
     """The claims asked for, in order; exits with a message that names what is wrong."""
-    if args.items < 2:
-        made.error(f"--items is {args.items}; allowed: 2 or more")
+    at_least(made, args, items=2)
     for name in args.only or ():
         if not any(claim.name.startswith(name) for claim in CLAIMS):
             made.error(f"--only {name}: no such claim; there are {', '.join(claim.name for claim in CLAIMS)}")
@@ -70,21 +70,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     claims = chosen(made, args)
     if args.render:
         return _finish(json.loads(args.out.read_text(encoding="utf-8")), args.out)
-    try:
-        found = measure(claims, args)
-    except KeyboardInterrupt:
-        print("\nevals.claims: interrupted; the same command goes on", file=sys.stderr)
-        return 130
-    except OtherSettings as error:
-        print(f"evals.claims: {error}", file=sys.stderr)
-        return 2
-    except (NoServer, OpenAIError) as error:
-        print(f"evals.claims: {error}", file=sys.stderr)
-        return 1
-    _finish(found, args.out)
-    for path in _unfinished(args.out):
-        path.unlink(missing_ok=True)
-    return 0
+
+    def run() -> None:
+        _finish(measure(claims, args), args.out)
+        for path in _unfinished(args.out):
+            path.unlink(missing_ok=True)
+
+    return attempted("evals.claims", run, (ServerDied, OpenAIError), _progress(args.out))
 
 
 def measure(claims: Sequence[Claim], args: argparse.Namespace) -> Record:
@@ -92,43 +84,40 @@ def measure(claims: Sequence[Claim], args: argparse.Namespace) -> Record:
     if args.fresh:
         for path in _unfinished(args.out):
             path.unlink(missing_ok=True)
-    kept = Kept(_kept(args.out))
-    try:
-        with ExitStack() as stack:
-            books = {served.name: _asked(stack, claims, served, args) for served in SERVERS}
-            records = [_judged(claim, books, kept, args.items) for claim in claims]
-    finally:
-        kept.save()
+    with ExitStack() as stack:
+        progress = stack.enter_context(ClaimsJournal(_progress(args.out)))
+        books = {served.name: _asked(stack, claims, served, args) for served in SERVERS}
+        records = [_judged(claim, books, progress, args.items) for claim in claims]
     earlier: Record = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
     others = [each for each in earlier.get("claims", []) if each["name"] not in {claim.name for claim in claims}]
-    seconds = round(kept.seconds) + (earlier["seconds"] if others else 0)
-    made = {"session": about(), "seconds": seconds, "parts": kept.parts}
+    seconds = round(progress.seconds) + (earlier["seconds"] if others else 0)
+    made = {"session": about(), "seconds": seconds, "parts": progress.parts}
     return {**made, "claims": ordered([*others, *records], CLAIMS)}
 
 
 def _asked(stack: ExitStack, claims: Sequence[Claim], served: Served, args: argparse.Namespace) -> Answers:
     """All that these claims ask a server, answered; the book stays open as long as the stack."""
     path = path_of(args.out, served)
-    book = stack.enter_context(closing(Book(path, settings(served, args.seed), about())))
+    book = stack.enter_context(EvalJournal(path, settings(served, args.seed), about()))
     fill(book, served, asks_of(claims, served), args.items, args.seed)
     return Answers(book)
 
 
-def _judged(claim: Claim, books: dict[str, Answers], kept: Kept, items: int) -> Record:
+def _judged(claim: Claim, books: dict[str, Answers], progress: ClaimsJournal, items: int) -> Record:
     """A claim's record; one that looks for itself does so once."""
     if claim.look is None:
         return record(claim, books, items)
     print(f"evals.claims: {claim.name}", file=sys.stderr)
-    looked = kept.looked(f"{claim.name} {items}", lambda: record(claim, books, max(2, round(LOOKED * items))))
+    looked = progress.looked(f"{claim.name} {items}", lambda: record(claim, books, max(2, round(LOOKED * items))))
     return {**looked, "items": items}
 
 
-def _kept(out: Path) -> Path:
-    return out.with_name(f"{out.stem}-kept.jsonl")
+def _progress(out: Path) -> Path:
+    return out.with_name(f"{out.stem}-progress.jsonl")
 
 
 def _unfinished(out: Path) -> list[Path]:
-    return [_kept(out), *(path_of(out, served) for served in SERVERS)]
+    return [_progress(out), *(path_of(out, served) for served in SERVERS)]
 
 
 def _finish(found: Record, out: Path) -> int:

@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,9 @@ from evals.scorers import score
 from evals.server import serving
 from kvserve.startup.guard import UnsupportedError
 from kvserve.summary.file import BESIDE, about
+from measuring.command import attempted, defaults
 from measuring.results import write
+from measuring.server import ServerDied
 from models import MINI
 
 AT_ONCE = 12  # items
@@ -71,21 +72,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UnsupportedError as error:
         print(f"--model {args.model} has no summary parameters: {error}", file=sys.stderr)
         return 2
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    defaults({"HF_HUB_OFFLINE": "1"})
     flags = ["--dtype", args.dtype, "--kv-groups", str(len(layout.about.layers))]
-    found, why = None, ""
-    try:
+
+    def run() -> None:
         with serving([*flags, *(["--model", str(args.model)] if args.model != MINI else [])]) as url:
             found = asyncio.run(ask(url, args, layout))
-    except* Refused as refused:
-        why = f"the server refused: {refused.exceptions[0]}"
-    if found is None:
-        print(why, file=sys.stderr)
-        return 1
-    written = text(found, layout, args)
-    write(args.out, found.record(layout, args), written)
-    print(written)
-    return 0
+        written = text(found, layout, args)
+        write(args.out, found.record(layout, args), written)
+        print(written)
+
+    return attempted("evals.distance", run, (ServerDied, Refused), None)
 
 
 if __name__ == "__main__":

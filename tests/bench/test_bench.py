@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 import bench.__main__ as command
-from bench.book import Book
-from bench.machine import about, commit
 from bench.sizes import Sizes
 from kvserve.policy import registry
+from measuring.machine import about, commit
+from measuring.repetitions import Repetitions
 
 
 def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,7 +38,7 @@ def test_bad_options_are_refused_by_name(argv: list[str], complaint: str, capsys
 def test_an_interrupt_leaves_what_was_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(parts: list[str], sizes: Sizes, repeats: int, book: Book) -> None:
+    def interrupted(parts: list[str], sizes: Sizes, repeats: int, book: Repetitions) -> None:
         book.add("a", "stock", step_ms=10.0)
         raise KeyboardInterrupt
 

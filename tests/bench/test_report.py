@@ -1,12 +1,13 @@
-"""The table, the figures and the JSON."""
+"""The table, the promises and the JSON."""
 
 import json
 from pathlib import Path
 
-from bench.book import Book
-from bench.figures import figures
-from bench.report import Report, table
+from bench.promises import promises
+from bench.report import COLUMNS, SPREAD, SpeedReport
 from bench.sizes import FULL_RUN
+from measuring.repetitions import Repetitions
+from measuring.report import table
 
 ABOUT = {
     "date": "2026-01-01T00:00:00+00:00",
@@ -16,8 +17,8 @@ ABOUT = {
 }
 
 
-def _book() -> Book:
-    book = Book()
+def _book() -> Repetitions:
+    book = Repetitions()
     for step in (10.0, 12.0, 11.0):
         book.add("a", "stock", step_ms=step, ratio=1.0)
         book.add("a", "kvserve", step_ms=step * 1.01, ratio=1.01)
@@ -29,7 +30,7 @@ def _book() -> Book:
 
 
 def test_the_table_has_a_row_per_case_and_only_columns_in_use() -> None:
-    lines = table(_book()).splitlines()
+    lines = table(_book(), COLUMNS, SPREAD).splitlines()
     assert lines[0] == "|  | case | step ms | ratio | at once | allowed | x full | share % |"
     assert lines[2] == "| a | stock | 11.00 (10.50-11.50) | 1.000 (1.000-1.000) |  |  |  |  |"
     assert lines[-1] == "| d | streaming:512, 1 at once |  |  |  |  |  | 1.00 |"
@@ -37,7 +38,7 @@ def test_the_table_has_a_row_per_case_and_only_columns_in_use() -> None:
 
 
 def test_figures_judge_what_was_promised_and_nothing_else() -> None:
-    judged = {figure.what: figure.kept for figure in figures(_book(), FULL_RUN)}
+    judged = {figure.what: figure.kept for figure in promises(_book(), FULL_RUN)}
     assert judged == {
         "step of kvserve / step of stock vLLM": True,
         "streaming:512, step at 8192 / step at 1024": False,
@@ -48,11 +49,11 @@ def test_figures_judge_what_was_promised_and_nothing_else() -> None:
 
 
 def test_parts_that_were_not_measured_have_no_figures() -> None:
-    assert figures(Book(), FULL_RUN) == []
+    assert promises(Repetitions(), FULL_RUN) == []
 
 
 def test_json_and_table_are_written_side_by_side(tmp_path: Path) -> None:
-    report = Report(_book(), FULL_RUN, ABOUT, tmp_path / "new" / "bench.json")
+    report = SpeedReport(_book(), FULL_RUN, ABOUT, tmp_path / "new" / "bench.json")
     report.complete = True
     report.write()
     record = json.loads((tmp_path / "new" / "bench.json").read_text())
@@ -65,21 +66,21 @@ def test_json_and_table_are_written_side_by_side(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_run_says_so(tmp_path: Path) -> None:
-    report = Report(_book(), FULL_RUN, ABOUT, tmp_path / "bench.json")
+    report = SpeedReport(_book(), FULL_RUN, ABOUT, tmp_path / "bench.json")
     assert "Interrupted" in report.text()
     assert report.record()["complete"] is False
 
 
 def test_the_text_names_machine_version_and_model(tmp_path: Path) -> None:
-    text = Report(Book(), FULL_RUN, ABOUT, tmp_path / "bench.json").text()
+    text = SpeedReport(Repetitions(), FULL_RUN, ABOUT, tmp_path / "bench.json").text()
     for word in ("A processor", "1 thread(s) of 2 cores", "vLLM 0.32.0", "Random weights", "16 KiB"):
         assert word in text
 
 
 def test_what_was_refused_is_listed_with_the_reason(tmp_path: Path) -> None:
-    book = Book()
+    book = Repetitions()
     book.refuse("e", "prefixkv", "start it with --kv-groups 4")
-    report = Report(book, FULL_RUN, ABOUT, tmp_path / "policies.json")
+    report = SpeedReport(book, FULL_RUN, ABOUT, tmp_path / "policies.json")
     assert report.record()["refused"] == {"e: prefixkv": "start it with --kv-groups 4"}
     assert "- (e) prefixkv was not measured: start it with --kv-groups 4\n" in report.text()
     assert "embedded model" in report.text() and "Random weights" not in report.text()

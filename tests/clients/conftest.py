@@ -9,7 +9,7 @@ import pytest
 
 from tests.clients.scraper import Scraper, scraping
 from tests.clients.shell import Shell
-from tests.server.running import Server, launched, wait_for, wait_until_healthy
+from tests.server.running import Server, launched, wait_for
 
 COMMAND = "kvserve serve --max-model-len 4096".split()
 
@@ -26,11 +26,11 @@ class Running(NamedTuple):
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     pytest.importorskip("vllm")
     log = tmp_path_factory.mktemp("server") / "log"
-    with launched(log, COMMAND) as (server, process):
+    with launched(log, COMMAND) as server:
         with scraping(server.url) as scraper:
-            wait_until_healthy(server, process, log)
+            server.wait_until_healthy()
             wait_for(lambda: len(scraper.answers) > 5)
-        yield Running(server, process, scraper)
+        yield Running(server, server.process, scraper)
 
 
 @pytest.fixture(scope="package")

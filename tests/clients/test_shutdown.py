@@ -17,7 +17,7 @@ import pytest
 from tests.clients.conftest import COMMAND, Running
 from tests.clients.load import LONG, Stream, streams
 from tests.clients.scraper import scraping
-from tests.server.running import Server, launched, wait_for, wait_until_healthy
+from tests.server.running import Server, launched, wait_for
 
 pytest.importorskip("vllm")
 
@@ -68,8 +68,9 @@ def test_sigterm_during_load(running: Running) -> None:
 def test_ctrl_c_during_load(tmp_path: Path) -> None:
     """A terminal sends it to every process of the group: the engine's too."""
     log = tmp_path / "log"
-    with launched(log, COMMAND) as (server, process), scraping(server.url) as scraper:
-        wait_until_healthy(server, process, log)
+    with launched(log, COMMAND) as server, scraping(server.url) as scraper:
+        server.wait_until_healthy()
+        process = server.process
         loaded = _loaded(server, LONG)
         family = psutil.Process(process.pid).children(recursive=True)
         os.killpg(process.pid, signal.SIGINT)
@@ -84,8 +85,9 @@ def test_time_to_drain(tmp_path: Path, tokens: int, finished: bool) -> None:
     """What is done by then is done; what is not ends then. More signals change nothing, and scrapes go on."""
     log, seconds = tmp_path / "log", 60 if finished else 2
     command = [*COMMAND, "--shutdown-timeout", str(seconds)]
-    with launched(log, command) as (server, process), scraping(server.url) as scraper:
-        wait_until_healthy(server, process, log)
+    with launched(log, command) as server, scraping(server.url) as scraper:
+        server.wait_until_healthy()
+        process = server.process
         loaded = _loaded(server, tokens)
         family = psutil.Process(process.pid).children(recursive=True)
         sent = time.monotonic()

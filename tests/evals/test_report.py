@@ -5,8 +5,8 @@ import json
 import pytest
 
 from evals import curves, markdown, report
-from evals.book import Book
 from evals.cells import Cell
+from evals.journal import EvalJournal
 
 ABOUT = {
     "commit": "abc",
@@ -20,7 +20,7 @@ RIGHT = {"full": 98, "perfect": 100, "good": 90, "random": 40, "alike": 42, "bad
 
 @pytest.fixture
 def book(tmp_path):
-    book = Book(tmp_path / "run.jsonl", {}, ABOUT)
+    book = EvalJournal(tmp_path / "run.jsonl", {}, ABOUT)
     for policy, right in RIGHT.items():
         for protocol in ("inside", "after"):
             for budget in (1.0,) if policy == "full" else (0.25, 0.24):  # whose blocks are as many

@@ -2,9 +2,9 @@
 
 import json
 
-from evals.book import Book
 from evals.cells import Cell
 from evals.command import main
+from evals.journal import EvalJournal
 from tests.evals.test_report import SETTINGS
 
 
@@ -14,7 +14,7 @@ def test_what_is_complete_is_written(tmp_path, capsys):
         "date": "2026-01-01", "commit": "a", "machine": {"cpu": "x", "cores": 2, "threads": 1, "load_at_start": [0.0]},
         "versions": {"vllm": "0.32.0", "torch": "2"},
     }  # fmt: skip
-    book = Book(out.with_suffix(".jsonl"), {**SETTINGS, "items": 2}, about)
+    book = EvalJournal(out.with_suffix(".jsonl"), {**SETTINGS, "items": 2}, about)
     for policy, items in (("full", 2), ("random", 2), ("snapkv", 1)):
         for item in range(items):
             book.score(

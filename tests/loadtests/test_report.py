@@ -3,11 +3,11 @@
 import json
 from pathlib import Path
 
-from loadtests.notes import Notes
-from loadtests.report import Report
-from loadtests.serving import Memory
+from loadtests.measurements import Measurements
+from loadtests.report import LoadReport
 from loadtests.sizes import SHORT
 from loadtests.watch import Sample
+from measuring.server import Memory
 
 ABOUT = {
     "date": "2026-01-01T00:00:00+00:00",
@@ -17,8 +17,8 @@ ABOUT = {
 }
 
 
-def _notes() -> Notes:
-    notes = Notes()
+def _notes() -> Measurements:
+    notes = Measurements()
     for tokens in (300.0, 320.0):
         notes.add("crossover", "full @ 25 %", tokens_per_s=tokens, of_full=tokens / 310, ttft_p95_ms=8123.4)
     notes.add("churn", "killed", cancelled=18, drained_s=0.25)
@@ -30,7 +30,7 @@ def _notes() -> Notes:
 
 
 def test_the_table_has_only_the_columns_in_use(tmp_path: Path) -> None:
-    text = Report(_notes(), SHORT, ABOUT, tmp_path / "loadtest.json").text()
+    text = LoadReport(_notes(), SHORT, ABOUT, tmp_path / "loadtest.json").text()
     assert "|  | case | tokens/s | : full | TTFT p95 ms | cancelled | drained s |" in text
     assert "| crossover | full @ 25 % | 310 (305-315) | 1.00 (0.98-1.02) | 8123 |  |  |" in text
     assert "| churn | killed |  |  |  | 18 | 0.25 |" in text
@@ -39,7 +39,7 @@ def test_the_table_has_only_the_columns_in_use(tmp_path: Path) -> None:
 def test_rows_of_a_scenario_stand_together(tmp_path: Path) -> None:
     notes = _notes()
     notes.add("crossover", "full @ 12.5 %", tokens_per_s=100.0)
-    rows = [line.split(" | ")[:2] for line in Report(notes, SHORT, ABOUT, tmp_path / "x.json").text().splitlines()]
+    rows = [line.split(" | ")[:2] for line in LoadReport(notes, SHORT, ABOUT, tmp_path / "x.json").text().splitlines()]
     assert [row for row in rows if row[0] in ("| crossover", "| churn")] == [
         ["| crossover", "full @ 25 %"],
         ["| crossover", "full @ 12.5 %"],
@@ -48,7 +48,7 @@ def test_rows_of_a_scenario_stand_together(tmp_path: Path) -> None:
 
 
 def test_the_text_says_where_with_what_and_by_which_measure(tmp_path: Path) -> None:
-    text = Report(_notes(), SHORT, ABOUT, tmp_path / "loadtest.json").text()
+    text = LoadReport(_notes(), SHORT, ABOUT, tmp_path / "loadtest.json").text()
     for words in (
         "A processor, 1 thread(s) of 2 cores; vLLM 0.32.0; 2026-01-01T00:00:00+00:00; commit abc.",
         "TTFT 2512 ms and TPOT 44 ms",
@@ -61,7 +61,7 @@ def test_the_text_says_where_with_what_and_by_which_measure(tmp_path: Path) -> N
 
 
 def test_an_interrupted_run_says_so(tmp_path: Path) -> None:
-    report = Report(_notes(), SHORT, ABOUT, tmp_path / "loadtest.json")
+    report = LoadReport(_notes(), SHORT, ABOUT, tmp_path / "loadtest.json")
     assert "Interrupted" in report.text()
     report.complete = True
     assert "Interrupted" not in report.text()
@@ -76,7 +76,7 @@ def test_a_missed_check_is_marked_and_makes_the_run_unsound() -> None:
 
 
 def test_json_holds_every_repetition_and_the_course(tmp_path: Path) -> None:
-    report = Report(_notes(), SHORT, ABOUT, tmp_path / "new" / "loadtest.json")
+    report = LoadReport(_notes(), SHORT, ABOUT, tmp_path / "new" / "loadtest.json")
     report.complete = True
     report.write()
     record = json.loads((tmp_path / "new" / "loadtest.json").read_text())

@@ -2,9 +2,9 @@
 
 import pytest
 
-from loadtests.serving import Memory
 from loadtests.soak import busy, grown
 from loadtests.watch import Sample
+from measuring.server import Memory
 
 
 def _samples(*running: int) -> list[Sample]:

@@ -280,7 +280,7 @@ def test_every_process_gives_the_same_answer(server: Server, folder: Path) -> No
             assert http.post("/v1/completions", json=body).status_code == 400
             (process,) = [name for name, count in _refusals(folder).items() if count > counts.get(name, 0)]
             by_process[process] += 1
-            here = Server(int(server.url.rpartition(":")[2]))
+            here = Server(server.url, server.process, folder)
             here.http = http
             assert here.metric("kvserve_policy_rejections_total") == before + by_process.total()
             assert sum(here.stats()["rejections"].values()) == before + by_process.total()

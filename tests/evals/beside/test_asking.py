@@ -6,7 +6,7 @@ import pytest
 
 from evals.beside import asking
 from evals.beside.asking import CHOSEN, OURS, THEIRS, WHOLE, Asking, stayed
-from evals.beside.ledger import Ledger
+from evals.beside.journal import SidesJournal
 from evals.endpoint import Said, Sized
 from kvserve.policy.registry import installed
 
@@ -56,7 +56,7 @@ class Worker:
 @pytest.fixture
 def asked(tmp_path):
     """Server, worker and ledger of a whole run."""
-    server, worker, ledger = Server(), Worker(), Ledger(tmp_path / "run.jsonl", SETTINGS)
+    server, worker, ledger = Server(), Worker(), SidesJournal(tmp_path / "run.jsonl", SETTINGS)
     asyncio.run(Asking(SETTINGS, server, worker, ledger).run())
     return server, worker, ledger
 

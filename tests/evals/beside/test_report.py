@@ -5,7 +5,7 @@ import json
 import pytest
 
 from evals.beside.asking import CHOSEN, OURS, THEIRS, WHOLE
-from evals.beside.ledger import Ledger
+from evals.beside.journal import SidesJournal
 from evals.beside.markdown import markdown, verdict
 from evals.beside.pairs import PAIRS, cells, key
 from evals.beside.report import report, speeds
@@ -28,7 +28,7 @@ def said(run, at, right):
 
 @pytest.fixture
 def quality(tmp_path):
-    ledger = Ledger(tmp_path / "run.jsonl", SETTINGS)
+    ledger = SidesJournal(tmp_path / "run.jsonl", SETTINGS)
     asked = cells(True, SETTINGS["budgets"])
     for n in range(100):
         ours = [said(key({"name": "full"}), 1.0, True)]
@@ -36,16 +36,16 @@ def quality(tmp_path):
         for pair, at in asked:
             ours.append(said(key(pair.ours), at, n < 90))
             theirs.append(said(key(pair.theirs), at, n < (60 if pair.theirs == WORSE else 90)))
-        ledger.add(("niah", "after", n, OURS), ours)
-        ledger.add(("niah", "after", n, THEIRS), theirs)
+        ledger.answered(("niah", "after", n, OURS), ours)
+        ledger.answered(("niah", "after", n, THEIRS), theirs)
     first = PAIRS[0]
-    ledger.add(("niah", "after", 0, CHOSEN), [[first.label, 0.25, [[10, 10, 9], [10, 12, 10]]]])
+    ledger.answered(("niah", "after", 0, CHOSEN), [[first.label, 0.25, [[10, 10, 9], [10, 12, 10]]]])
     whole = [
         [key(first.theirs), 0.25, " yes"],
         [key(WORSE), 0.25, " other"],
         [key({"press": "P"}), 0.25, "RuntimeError: x"],
     ]
-    ledger.add(("niah", "after", 0, WHOLE), whole)
+    ledger.answered(("niah", "after", 0, WHOLE), whole)
     return json.loads(json.dumps({"about": ABOUT, **report(ledger, SETTINGS)}))
 
 

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from evals.book import Book
 from evals.cells import FULL, RANDOM
 from evals.claims import compare, scissorhands
 from evals.claims.answers import Answers, Missing, balance
@@ -27,6 +26,7 @@ from evals.claims.record import ordered, record
 from evals.claims.table import markdown
 from evals.forced import Forced
 from evals.intervals import Estimate
+from evals.journal import EvalJournal
 
 ASK = generated(MINI, ("good",), task="niah", length=512, budgets=(0.5,))
 GOOD = compare.cell("niah", 512, "good", 0.5)
@@ -41,7 +41,7 @@ SESSION = {
 
 @pytest.fixture
 def answers(tmp_path):
-    book = Book(tmp_path / "a.jsonl", {}, {})
+    book = EvalJournal(tmp_path / "a.jsonl", {}, {})
     for policy, right in RIGHT.items():
         where = GOOD._replace(policy=policy, budget=1.0 if policy == FULL else 0.5)
         for item in range(100):
@@ -136,7 +136,7 @@ def test_larger_and_quantised_are_differences_of_differences(tmp_path):
     """Made so that micro loses 40 points more, and fp8 costs 0.2 nats more where half is evicted."""
     books = {}
     for served, lost, nats in ((MINI, 10, 1.0), (MICRO, 50, 1.0), (FP8, 10, 1.2)):
-        book = Book(tmp_path / f"{served.model}{len(served.flags)}.jsonl", {}, {})
+        book = EvalJournal(tmp_path / f"{served.model}{len(served.flags)}.jsonl", {}, {})
         for policy in (FULL, "scissorhands", "snapkv"):
             for budget in (1.0,) if policy == FULL else scissorhands.TWO:
                 where = compare.cell("niah", 512, policy, budget)
@@ -156,7 +156,7 @@ def test_records_stand_in_the_order_of_the_claims():
 
 
 def test_a_model_that_cannot_do_the_task_tells_nothing(tmp_path):
-    book = Book(tmp_path / "b.jsonl", {}, {})
+    book = EvalJournal(tmp_path / "b.jsonl", {}, {})
     for policy in (FULL, RANDOM, STREAMING, "good"):
         where = GOOD._replace(policy=policy, budget=1.0 if policy == FULL else 0.5)
         for item in range(100):

@@ -3,18 +3,18 @@
 import sys
 from typing import Any, NamedTuple
 
-from bench.spread import Spread
+from measuring.spread import Spread
 
 Values = dict[str, list[float]]  # quantity, with its unit in the name -> one value per repetition
 
 
 class Case(NamedTuple):
-    part: str  # "a" to "f"
+    part: str
     name: str
 
 
-class Book:
-    """Filled by the parts; read by the table, the figures and the JSON at any moment."""
+class Repetitions:
+    """Filled by the parts of a run; read by the table, the promises and the JSON at any moment."""
 
     def __init__(self) -> None:
         self.cases: dict[Case, Values] = {}

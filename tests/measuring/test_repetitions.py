@@ -2,8 +2,8 @@
 
 import pytest
 
-from bench.book import Book
-from bench.spread import Spread, paired_ratio
+from measuring.repetitions import Repetitions
+from measuring.spread import Spread, paired_ratio
 
 
 def test_spread_is_the_median_and_the_inclusive_quartiles() -> None:
@@ -30,7 +30,7 @@ def test_paired_ratios_need_pairs() -> None:
 
 
 def test_the_book_keeps_every_repetition_in_order() -> None:
-    book = Book()
+    book = Repetitions()
     for value in (3.0, 1.0, 2.0):
         book.add("a", "stock", step_ms=value)
     assert book.raw("a", "stock", "step_ms") == [3, 1, 2]
@@ -39,12 +39,12 @@ def test_the_book_keeps_every_repetition_in_order() -> None:
 
 
 def test_what_was_not_measured_is_absent() -> None:
-    assert Book().median("b", "full @ 1024", "ratio") is None
-    assert Book().names("b") == []
+    assert Repetitions().median("b", "full @ 1024", "ratio") is None
+    assert Repetitions().names("b") == []
 
 
 def test_progress_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    Book().add("d", "streaming:512", plan_ms=1.25)
+    Repetitions().add("d", "streaming:512", plan_ms=1.25)
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == "(d) streaming:512: plan_ms 1.25\n"

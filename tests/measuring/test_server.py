@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtests.serving import Server, ServerDied, wait
+from measuring.server import Server, ServerDied, wait
 
 
 def _dead(log: Path, text: str) -> Server:

@@ -1,35 +1,13 @@
-"""The promises, and whether what was measured keeps them."""
+"""What the bench promises."""
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
 
-from bench.book import Book
 from bench.sizes import Sizes
+from measuring.promise import Promise
+from measuring.repetitions import Repetitions
 
 
-class Figure(NamedTuple):
-    """A ratio and its limit."""
-
-    part: str
-    what: str
-    value: float
-    limit: float
-    at_most: bool
-
-    @property
-    def kept(self) -> bool:
-        return self.value <= self.limit if self.at_most else self.value >= self.limit
-
-    def record(self) -> dict[str, Any]:
-        return {**self._asdict(), "kept": self.kept}
-
-    def line(self) -> str:
-        sign = "at most" if self.at_most else "at least"
-        verdict = "kept" if self.kept else "**missed**"
-        return f"- ({self.part}) {self.what}: {self.value:.3g} ({sign} {self.limit:g}: {verdict})"
-
-
-def figures(book: Book, sizes: Sizes) -> list[Figure]:
+def promises(book: Repetitions, sizes: Sizes) -> list[Promise]:
     """Those that the measurements so far allow."""
     first, last = sizes.contexts[0], sizes.contexts[-1]
     found = [_of(book, "a", "kvserve", "ratio", "step of kvserve / step of stock vLLM", 1.02, at_most=True)]
@@ -49,10 +27,12 @@ def figures(book: Book, sizes: Sizes) -> list[Figure]:
     return list(_measured(found))
 
 
-def _of(book: Book, part: str, name: str, quantity: str, what: str, limit: float, *, at_most: bool) -> Figure | None:
+def _of(
+    book: Repetitions, part: str, name: str, quantity: str, what: str, limit: float, *, at_most: bool
+) -> Promise | None:
     value = book.median(part, name, quantity)
-    return None if value is None else Figure(part, what, value, limit, at_most)
+    return None if value is None else Promise(part, what, value, limit, at_most)
 
 
-def _measured(found: Iterable[Figure | None]) -> Iterable[Figure]:
-    return (figure for figure in found if figure is not None)
+def _measured(found: Iterable[Promise | None]) -> Iterable[Promise]:
+    return (promise for promise in found if promise is not None)

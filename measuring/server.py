@@ -1,12 +1,12 @@
-"""A `kvserve serve` process with a pool of a chosen size, and what it says of itself."""
+"""A server in a process of its own, and what it says of itself."""
 
 import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,24 +14,19 @@ import httpx
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from loadtests.sizes import BLOCK
-
-MODEL = "kvserve-mini"
 START_SECONDS = 600.0
 """About 25 on an idle machine."""
-
-FLAGS = ["--enforce-eager", "--block-size", str(BLOCK)]
 ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",  # the other core is for the HTTP side and the load generators
+    "OMP_NUM_THREADS": "1",  # other cores are for the HTTP side and for who asks
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "HF_HUB_OFFLINE": "1",
 }
+"""Defaults of a server; what the caller has set stays."""
 
 
 class ServerDied(RuntimeError):
-    """It did not start, or ended while it was under load; the message has the errors from its log."""
+    """It did not start, or ended while it was asked; the message has the errors from its log."""
 
 
 class Memory(NamedTuple):
@@ -42,11 +37,23 @@ class Memory(NamedTuple):
 
 
 class Server:
-    """One running server."""
+    """One server, from before it is healthy."""
 
-    def __init__(self, url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
-        self.url, self._process, self._log = url, process, log
-        self._http = httpx.Client(base_url=url, timeout=60)
+    def __init__(
+        self, url: str, process: "subprocess.Popen[bytes]", log: Path, headers: Mapping[str, str] | None = None
+    ) -> None:
+        self.url, self.process, self._log = url, process, log
+        self.http = httpx.Client(base_url=url, headers=headers, timeout=60)
+
+    def wait_until_healthy(self) -> None:
+        """Raises ServerDied if it ends, or does not answer in time."""
+        end = time.monotonic() + START_SECONDS
+        while time.monotonic() < end and self.process.poll() is None:
+            with suppress(httpx.TransportError):
+                if self.http.get("/health", timeout=5).status_code == 200:
+                    return
+            time.sleep(0.3)
+        raise ServerDied(f"the server did not start (exit code {self.process.poll()}):\n{self.last_words()}")
 
     def stats(self) -> dict[str, Any]:
         """What `GET /v1/kv/stats` answers."""
@@ -72,12 +79,12 @@ class Server:
         return not stats["requests_running"] and not stats["requests_waiting"]
 
     def memory(self) -> Memory:
-        api = psutil.Process(self._process.pid)
+        api = psutil.Process(self.process.pid)
         return Memory(api.memory_info().rss, sum(child.memory_info().rss for child in api.children(recursive=True)))
 
     def _get(self, path: str) -> httpx.Response:
         try:
-            return self._http.get(path).raise_for_status()
+            return self.http.get(path).raise_for_status()
         except httpx.HTTPError as error:
             raise ServerDied(f"{self.url}{path}: {error}; the server's log ends:\n{self.last_words()}") from error
 
@@ -97,25 +104,28 @@ def wait(condition: Callable[[], bool], seconds: float) -> float:
 
 
 @contextmanager
-def serving(pool: int, longest: int, log: Path) -> Iterator[Server]:
-    """A server of the embedded model with `pool` usable blocks, once it is healthy. Raises ServerDied.
+def serving(flags: Sequence[str], log: Path, environ: Mapping[str, str] | None = None) -> Iterator[Server]:
+    """`kvserve serve` with these flags, once it is healthy. environ: beside ours. Raises ServerDied."""
+    command = [sys.executable, "-m", "server.cli.main", "serve", *flags]
+    with launched(command, log, {**ENVIRONMENT, **os.environ, **(environ or {})}) as (url, process):
+        server = Server(url, process, log)
+        server.wait_until_healthy()
+        yield server
 
-    longest: tokens that it accepts per request.
-    """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    sizes = ["--max-model-len", str(longest), "--num-gpu-blocks-override", str(pool + 1)]  # one is vLLM's null block
-    command = [sys.executable, "-m", "server.cli.main", "serve", "--port", str(port), *FLAGS, *sizes]
+
+@contextmanager
+def launched(
+    command: Sequence[str], log: Path, environ: Mapping[str, str]
+) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """Base address and process of a command with --port of a free port added; ended when the block is left."""
+    port = free_port()
     # In a session of its own: Ctrl-C is for us to handle, the server ends when we are done.
     with log.open("w") as out:
         process = subprocess.Popen(
-            command, stdout=out, stderr=out, env={**ENVIRONMENT, **os.environ}, start_new_session=True
+            [*command, "--port", str(port)], stdout=out, stderr=out, env=dict(environ), start_new_session=True
         )
     try:
-        server = Server(f"http://127.0.0.1:{port}", process, log)
-        _wait_until_healthy(server, process)
-        yield server
+        yield f"http://127.0.0.1:{port}", process
     finally:
         process.terminate()
         try:
@@ -124,12 +134,7 @@ def serving(pool: int, longest: int, log: Path) -> Iterator[Server]:
             process.kill()
 
 
-def _wait_until_healthy(server: Server, process: "subprocess.Popen[bytes]") -> None:
-    end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end and process.poll() is None:
-        try:
-            if httpx.get(f"{server.url}/health", timeout=5).status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(0.3)
-    raise ServerDied(f"the server did not start (exit code {process.poll()}):\n{server.last_words()}")
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
