@@ -5,7 +5,8 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from kvserve.policy import Policy, registry
-from kvserve.policy.errors import PolicyFault, blaming
+from kvserve.policy import request as wire
+from kvserve.policy.errors import PolicyError, PolicyFault, blaming
 from server.http.choice import Choice
 
 
@@ -54,9 +55,9 @@ def _refusal(cls: type[Policy], choice: Choice) -> Exception | None:
     """Why this server cannot run the policy; one that fails when it is asked is shown as it is."""
     try:
         with blaming(cls.name, "it was being shown"):
-            return choice.refusal(cls.model_validate({}))
-    except PolicyFault as fault:
-        return fault
+            return choice.refusal(wire.read(cls.name))
+    except (PolicyError, PolicyFault) as error:
+        return error
 
 
 def cards(choice: Choice | None = None) -> PolicyList:

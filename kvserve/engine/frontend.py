@@ -12,7 +12,7 @@ from kvserve.policy import Facts, Policy
 from kvserve.policy import request as wire
 from kvserve.policy.admission import fitting
 from kvserve.policy.errors import PolicyError, PolicyFault, blaming
-from kvserve.policy.registry import get
+from kvserve.policy.request import Accepted
 from kvserve.policy.salts import salted
 from kvserve.startup.facts import facts_of as facts
 from kvserve.startup.options import KVOptions, switched_on
@@ -32,34 +32,22 @@ defaults: dict[str, str] = {}
 """What the sampling parameters of a request with a policy carry besides, where they do not say otherwise."""
 
 
-def effective(extra_args: dict[str, Any] | None, vllm_config: Any) -> Policy | None:
+def effective(extra_args: dict[str, Any] | None, vllm_config: Any) -> Accepted | None:
     """The policy of a request: its own, else the server's, else None. Raises PolicyError."""
     value = (extra_args or {}).get(wire.KEY)
     if not switched_on(vllm_config):
-        if value is None or not wire.parse(value).compresses:
+        if value is None or not wire.read(value).policy.compresses:
             return None
         raise PolicyError(
             f"kv_policy is {value!r}, but this server runs without kvserve; start it with `kvserve serve`",
             reason="unsupported",
         )
     value = value if value is not None else KVOptions.of(vllm_config).policy
-    return None if value is None else wire.parse(value)
+    return None if value is None else wire.read(value)
 
 
-def check(policy: Policy | None, prompt: int, params: SamplingParams, vllm_config: Any) -> Policy:
-    """Refuse what can never be served; bound max_tokens by what the pool can hold for one request.
-
-    Returns the policy as it will run, "full" for None.
-    """
-    known = facts(vllm_config)
-    policy = policy or get("full")()
-    with blaming(policy.name, CHECKING):
-        return _check(policy, prompt, params, known)
-
-
-def _check(policy: Policy, prompt: int, params: SamplingParams, known: Facts) -> Policy:
-    policy.check(known)
-    policy = policy.settled(known).for_prompt(prompt)
+def check(policy: Policy, prompt: int, params: SamplingParams, known: Facts) -> None:
+    """Refuse what can never be served; bound max_tokens by what the pool can hold for one request."""
     _refuse_prompt_logprobs(policy, params)
     if policy.at is not None and policy.at > prompt:
         raise PolicyError(
@@ -68,7 +56,6 @@ def _check(policy: Policy, prompt: int, params: SamplingParams, known: Facts) ->
         )
     if params.max_tokens is not None and known.pool_tokens:
         params.max_tokens = fitting(policy, prompt, params.max_tokens, known)
-    return policy
 
 
 def _refuse_prompt_logprobs(policy: Policy, params: SamplingParams) -> None:
@@ -83,9 +70,9 @@ def _refuse_prompt_logprobs(policy: Policy, params: SamplingParams) -> None:
         )
 
 
-def _refuse_pictures(policy: Policy | None, has_pictures: bool, known: Facts) -> None:
+def _refuse_pictures(policy: Policy, has_pictures: bool, known: Facts) -> None:
     """Where a token of a picture has several positions, undoing the rotation by one of them would be wrong."""
-    if policy is not None and has_pictures and known.mrope and "rope" in policy.reads:
+    if has_pictures and known.mrope and "rope" in policy.reads:
         raise PolicyError(
             f"kv_policy {policy.name!r} undoes the rotation of queries or keys, and on this model a token of a picture "
             "or video is rotated by several positions (M-RoPE), not by one; send text only, or choose another policy",
@@ -102,12 +89,12 @@ def wrap(process_inputs: Callable[..., Any]) -> Callable[..., Any]:
         try:
             for guard in guards:
                 guard(getattr(params, "extra_args", None))
-            policy = effective(getattr(params, "extra_args", None), self.vllm_config)
-            if policy is not None and policy.compresses and kwargs.get("resumable"):
+            chosen = effective(getattr(params, "extra_args", None), self.vllm_config)
+            if chosen is not None and chosen.policy.compresses and kwargs.get("resumable"):
                 raise PolicyError("kv_policy cannot be used with streaming input", reason="unsupported")
             request = process_inputs(self, request_id, prompt, params, *args, **kwargs)
             if request.sampling_params is not None and switched_on(self.vllm_config):
-                _settle(request, policy, self.vllm_config)
+                _settle(request, chosen, facts(self.vllm_config))
             return request
         except (PolicyError, PolicyFault) as error:
             for observer in observers:
@@ -120,17 +107,17 @@ def wrap(process_inputs: Callable[..., Any]) -> Callable[..., Any]:
     return checked
 
 
-def _settle(request: Any, policy: Policy | None, vllm_config: Any) -> None:
-    """Check the request and write its policy, now explicit, into its own copy of the parameters."""
+def _settle(request: Any, chosen: Accepted | None, known: Facts) -> None:
+    """Check the request and write its policy, now canonical, into its own copy of the parameters."""
     params = request.sampling_params
     if wire.CANARY in (params.extra_args or {}):
         del params.extra_args[wire.CANARY]  # a client that would hide from the books
-    _refuse_pictures(policy, bool(request.mm_features), facts(vllm_config))
     tokens = request.prompt_token_ids if request.prompt_token_ids is not None else request.prompt_embeds
-    settled = check(policy, len(tokens), params, vllm_config)
-    salt = None
-    if policy is not None:
-        with blaming(policy.name, CHECKING):
-            params.extra_args = {**defaults, **(params.extra_args or {}), wire.KEY: wire.dump(policy)}
-            salt = settled.salt
-    request.cache_salt = salted(request.cache_salt, salt)
+    read, text = chosen or wire.read("full")
+    with blaming(read.name, CHECKING):
+        _refuse_pictures(read, bool(request.mm_features), known)
+        policy = wire.built(text, known, len(tokens))
+        check(policy, len(tokens), params, known)
+        request.cache_salt = salted(request.cache_salt, policy.salt)
+    if chosen is not None:
+        params.extra_args = {**defaults, **(params.extra_args or {}), wire.KEY: text}

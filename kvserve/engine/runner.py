@@ -23,7 +23,7 @@ from kvserve.policy import Policy
 from kvserve.policy import request as wire
 from kvserve.policy.rope import Rope
 from kvserve.startup.bundles import chosen
-from kvserve.startup.facts import kinds_of, made_of
+from kvserve.startup.facts import kinds_of, known
 from kvserve.startup.options import KVOptions
 
 
@@ -69,7 +69,6 @@ class KVRunner:
         for layer, _ in attached:
             layers[layer.group].append(layer)
         trace = KVOptions.of(self.vllm_config).trace  # type: ignore[attr-defined]
-        self._kv_facts = made_of(self.vllm_config, kv_cache_config)  # type: ignore[attr-defined]
         self.kv = Compactor(layers, attach.head_offset(self), device, trace, attach.observers(self, attached))
         for layer, module in attached:
             module.impl.kv_tap = LayerTap(self.kv, layer)
@@ -128,7 +127,8 @@ class KVRunner:
     def _kv_policy(self, extra_args: dict[str, Any], req_id: str) -> tuple[Policy, int]:
         """A request's policy, and how many of its tokens count as prompt."""
         prompt = self.requests[req_id].num_prompt_tokens  # type: ignore[attr-defined]
-        policy = wire.parse(extra_args[wire.KEY]).settled(self._kv_facts).for_prompt(prompt)
+        facts = known(self.vllm_config, self.kv_cache_config)  # type: ignore[attr-defined]
+        policy = wire.built(extra_args[wire.KEY], facts, prompt)
         return policy, policy.prompt_of(prompt)
 
     def _kv_begin_step(self, kv: Compactor, scheduler_output: SchedulerOutput) -> None:

@@ -35,7 +35,7 @@ class _Compressing:
         publish_if(self.kv_cache_manager.coordinator, self._kv_exact)  # type: ignore[attr-defined]
         pass_by(self.kv_cache_manager)  # type: ignore[attr-defined]
         if (default := KVOptions.of(self.vllm_config).policy) is not None:  # type: ignore[attr-defined]
-            wire.parse(default).check(self.kv.facts)  # better no server than one that refuses every request
+            wire.settled(default, self.kv.facts)  # better no server than one that refuses every request
         self.kv_faults = Faults()
         self.kv_planner = Planner(self.kv, self.max_num_scheduled_tokens, self.kv_faults)  # type: ignore[attr-defined]
 

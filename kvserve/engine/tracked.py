@@ -150,8 +150,7 @@ def tracked_of(extra_args: dict[str, Any] | None, facts: Facts, prompt: int) -> 
     """From sampling parameters; None if a request has no policy, or one that keeps everything, and is no replay."""
     if (judged := wire.judged_from(extra_args)) is not None:
         return Replayed(Policy(), Asks(), judged=judged)
-    policy = wire.compressing(extra_args)
-    if policy is None:
+    if not extra_args or wire.KEY not in extra_args:
         return None
-    policy = policy.settled(facts).for_prompt(prompt)
-    return Tracked(policy, Asks.of(policy), (extra_args or {}).get(wire.CALL))
+    policy = wire.built(extra_args[wire.KEY], facts, prompt)
+    return Tracked(policy, Asks.of(policy), extra_args.get(wire.CALL)) if policy.compresses else None

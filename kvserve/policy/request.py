@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Callable
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from kvserve.policy import Policy, registry
+from kvserve.policy import Facts, Policy, registry
 from kvserve.policy.errors import PolicyError, blaming
 
 KEY = "kv_policy"  # in SamplingParams.extra_args: canonical JSON of the policy
@@ -17,6 +18,61 @@ CANARY_CHUNK = 128
 """Tokens of a replay in one step of the engine: bounds how long a request that arrives meanwhile waits, and the memory
 for the logits of a whole step."""
 INTERNAL = (CALL, CANARY)
+
+KEPT = 1024
+"""Policies that a process remembers."""
+LONGEST = 4096
+"""Characters of a string by which a policy is remembered."""
+
+
+class Accepted(NamedTuple):
+    """A policy that has been read, and the string that stands for it in all processes."""
+
+    policy: Policy
+    text: str
+
+
+_accepted: dict[str, Accepted] = {}
+
+
+def read(value: Any) -> Accepted:
+    """`parse`, but once in a process for each string, and for the canonical string of whatever has been read.
+
+    So what a client sent is parsed where it comes in, and all who get the canonical string later find the policy.
+    """
+    known = _accepted.get(value) if isinstance(value, str) else None
+    if known is not None:
+        return known
+    policy = parse(value)
+    with blaming(policy.name, "its parameters were being read"):
+        made = Accepted(policy, dump(policy))
+    if len(_accepted) > KEPT:
+        _accepted.clear()
+    for text in (made.text, value):
+        if isinstance(text, str) and len(text) <= LONGEST:
+            _accepted[text] = made
+    return made
+
+
+def forget() -> None:
+    """For tests that count: as in a new process."""
+    _accepted.clear()
+    settled.cache_clear()
+    built.cache_clear()
+
+
+@lru_cache(maxsize=KEPT)
+def settled(text: str, facts: Facts) -> Policy:
+    """The policy that a string stands for, checked for this server and knowing it. Raises PolicyError."""
+    policy = read(text).policy
+    policy.check(facts)
+    return policy.settled(facts)
+
+
+@lru_cache(maxsize=KEPT)
+def built(text: str, facts: Facts, prompt: int) -> Policy:
+    """The policy as it runs for a prompt of so many tokens. Requests share it: it is frozen. Raises PolicyError."""
+    return settled(text, facts).for_prompt(prompt)
 
 
 def parse(value: Any) -> Policy:
@@ -44,7 +100,7 @@ def dump(policy: Policy) -> str:
 def compressing(extra_args: dict[str, Any] | None) -> Policy | None:
     """The policy in a request's `SamplingParams.extra_args`; None if there is none or it keeps everything."""
     value = (extra_args or {}).get(KEY)
-    policy = None if value is None else parse(value)
+    policy = None if value is None else read(value).policy
     return policy if policy is not None and policy.compresses else None
 
 

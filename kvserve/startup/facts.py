@@ -33,8 +33,15 @@ def keep(vllm_config: Any, facts: Facts) -> None:
         setattr(vllm_config, PLACE, facts)
 
 
+def known(vllm_config: Any, kv_cache_config: Any) -> Facts:
+    """The facts of this process's engine, made if nobody has yet. For workers, which may have the scheduler beside."""
+    if PLACE not in vars(vllm_config):
+        keep(vllm_config, made_of(vllm_config, kv_cache_config))
+    return facts_of(vllm_config)
+
+
 def made_of(vllm_config: Any, kv_cache_config: Any) -> Facts:
-    """The facts of one engine, from the groups of layers that it made. For schedulers and workers."""
+    """The facts of one engine, from the groups of layers that it made."""
     parallel, max_model_len = vllm_config.parallel_config, vllm_config.model_config.max_model_len
     groups = [g for g in kv_cache_config.kv_cache_groups if is_compressible(g.kv_cache_spec)]
     others = [g for g in kv_cache_config.kv_cache_groups if g not in groups]

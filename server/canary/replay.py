@@ -111,21 +111,21 @@ def _tokens(request: EngineCoreRequest, generated: list[int], vllm_config: Any) 
 
 def replay_of(request: EngineCoreRequest, generated: list[int], vllm_config: Any) -> Replay:
     """For a finished request that is not `unfit`; keeps its adapter, its cache salt and its engine."""
-    policy = wire.compressing(request.sampling_params.extra_args if request.sampling_params else None)
+    text = ((request.sampling_params.extra_args if request.sampling_params else None) or {}).get(wire.KEY, "full")
     prompt = len(request.prompt_token_ids or ())
-    salt = policy.settled(facts_of(vllm_config)).for_prompt(prompt).salt if policy else None
+    policy = wire.built(text, facts_of(vllm_config), prompt)
     question = msgspec.structs.replace(
         request,
         prompt_token_ids=_tokens(request, generated, vllm_config),
         sampling_params=_params(prompt),
         arrival_time=time.time(),
-        cache_salt=unsalted(request.cache_salt, salt),
+        cache_salt=unsalted(request.cache_salt, policy.salt),
         priority=sys.maxsize,  # the last, where --scheduling-policy is priority
         trace_headers=None,
         session_id=None,
         kv_hints=None,
     )
-    return Replay(policy.name if policy else "full", question, prompt)
+    return Replay(policy.name, question, prompt)
 
 
 def _params(prompt: int) -> SamplingParams:

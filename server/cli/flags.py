@@ -43,7 +43,7 @@ def options_of(args: Namespace) -> KVOptions:
     try:
         options = KVOptions(**fields)
         if options.policy is not None:
-            wire.parse(options.policy)
+            wire.read(options.policy)
     except PolicyError as error:
         raise UsageError(f"{flag('policy')} {fields['policy']}: {error}") from None
     except ValidationError as error:

@@ -6,6 +6,7 @@ from typing import Any
 from kvserve.policy import Facts, Policy
 from kvserve.policy import request as wire
 from kvserve.policy.errors import PolicyError, blaming
+from kvserve.policy.request import Accepted
 from kvserve.startup.options import KVOptions
 
 HEADER = "X-KV-Policy"
@@ -26,7 +27,7 @@ class Choice:
         self._facts = facts
         self.default = None if options.policy is None else self.checked(options.policy)
 
-    def of(self, field: Any, headers: Mapping[str, str], xargs: Mapping[str, Any] | None) -> Policy | None:
+    def of(self, field: Any, headers: Mapping[str, str], xargs: Mapping[str, Any] | None) -> Accepted | None:
         """The validated policy of a request; None if neither the request nor the server names one.
 
         Raises PolicyError; a null field counts as absent.
@@ -36,21 +37,22 @@ class Choice:
                 return self.checked(named)
         return self.default
 
-    def checked(self, value: Any) -> Policy:
-        policy = wire.parse(value)
-        if (why := self.refusal(policy)) is not None:
+    def checked(self, value: Any) -> Accepted:
+        accepted = wire.read(value)
+        if (why := self.refusal(accepted)) is not None:
             raise why
-        return policy
+        return accepted
 
-    def refusal(self, policy: Policy) -> PolicyError | None:
+    def refusal(self, accepted: Accepted) -> PolicyError | None:
         """Why this server cannot run the policy with these parameters; None if it can."""
+        policy = accepted.policy
         if not policy.compresses:
             return None
         if self._facts is None:
             return PolicyError(f"kv_policy {policy.name!r}: {SWITCHED_OFF}", reason="unsupported")
         try:
             with blaming(policy.name, "its request was being checked"):
-                policy.check(self._facts)
+                wire.settled(accepted.text, self._facts)
         except PolicyError as error:
             return error
         return None

@@ -7,9 +7,9 @@ from weakref import finalize
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from kvserve.policy import Policy
 from kvserve.policy import request as wire
 from kvserve.policy.errors import PolicyError, PolicyFault
+from kvserve.policy.request import Accepted
 from server.http.choice import HEADER, shown
 from server.http.errors import failed, refused
 from server.http.faults import explained
@@ -32,14 +32,14 @@ async def serve(handler: Handler, request: Any, raw_request: Request, shape: Sha
     try:
         refuse_misspelt(request.unread(), request.XARGS, raw_request.headers, raw_request.query_params)
         wire.refuse_internal(request.vllm_xargs, request.XARGS)
-        policy = service.choice.of(request.kv_policy, raw_request.headers, request.vllm_xargs)
-        _refuse_beam_search(service, policy, request)
+        chosen = service.choice.of(request.kv_policy, raw_request.headers, request.vllm_xargs)
+        _refuse_beam_search(service, chosen, request)
     except PolicyError as error:
         service.board.reject(error)
         return shape(error)
-    if policy is not None and policy.compresses:
-        return await _compressed(handler, service, policy, request, raw_request, shape)
-    _hand_on(request, policy if service.board.switched_on else None)
+    if chosen is not None and chosen.policy.compresses:
+        return await _compressed(handler, service, chosen, request, raw_request, shape)
+    _hand_on(request, chosen if service.board.switched_on else None)
     response = await handler(request, raw_request)
     may_not_fit = service.options.resident_tokens is not None
     if may_not_fit and isinstance(response, StreamingResponse):
@@ -48,10 +48,10 @@ async def serve(handler: Handler, request: Any, raw_request: Request, shape: Sha
 
 
 async def _compressed(
-    handler: Handler, service: Service, policy: Policy, request: Any, raw_request: Request, shape: Shape
+    handler: Handler, service: Service, chosen: Accepted, request: Any, raw_request: Request, shape: Shape
 ) -> Response:
     call = service.ledger.open()
-    _hand_on(request, policy, call)
+    _hand_on(request, chosen, call)
     try:
         response = await handler(request, raw_request)
         if isinstance(response, StreamingResponse):
@@ -60,7 +60,7 @@ async def _compressed(
         service.ledger.close(call)
         raise
     if response.status_code < 400:
-        response.headers[HEADER] = shown(policy)
+        response.headers[HEADER] = shown(chosen.policy)
     return _reported(response, service, call, raw_request.url.path)
 
 
@@ -88,23 +88,23 @@ def _reported(response: Response, service: Service, call: str, path: str) -> Res
     return response
 
 
-def _hand_on(request: Any, policy: Policy | None, call: str | None = None) -> None:
+def _hand_on(request: Any, chosen: Accepted | None, call: str | None = None) -> None:
     """Put the policy where vLLM carries it into the sampling parameters."""
     xargs = {k: v for k, v in (request.vllm_xargs or {}).items() if k != wire.KEY}
-    if policy is not None:
-        xargs[wire.KEY] = wire.dump(policy)
+    if chosen is not None:
+        xargs[wire.KEY] = chosen.text
     if call is not None:
         xargs[wire.CALL] = call
     request.vllm_xargs = xargs or None
 
 
-def _refuse_beam_search(service: Service, policy: Policy | None, request: Any) -> None:
+def _refuse_beam_search(service: Service, chosen: Accepted | None, request: Any) -> None:
     """vLLM makes a new request for every step of every beam, and gives them no `vllm_xargs`."""
-    compressing = [p for p in (policy, service.choice.default) if p is not None and p.compresses]
+    compressing = [a for a in (chosen, service.choice.default) if a is not None and a.policy.compresses]
     if compressing and getattr(request, "use_beam_search", False):
         raise PolicyError(
-            f"kv_policy {compressing[0].name!r} cannot be combined with use_beam_search: every step of a beam "
+            f"kv_policy {compressing[0].policy.name!r} cannot be combined with use_beam_search: every step of a beam "
             "is a request of its own; leave use_beam_search out"
-            + ("" if policy in compressing else " (this server compresses by default)"),
+            + ("" if chosen in compressing else " (this server compresses by default)"),
             reason="unsupported",
         )

@@ -97,7 +97,8 @@ def _instead(path: str) -> str:
 
 def _default(request: Request) -> Policy | None:
     service = getattr(request.app.state, "kvserve", None)
-    return service.choice.default if service is not None else None
+    default = service.choice.default if service is not None else None
+    return default.policy if default is not None else None
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from pydantic import Field, model_validator
 
-from kvserve.policy import Facts, GathersMass, LayerView, Merged, Moment, ScoringPolicy, registry
+from kvserve.policy import Facts, GathersMass, LayerView, Merged, Moment, ScoringPolicy, registry, request
 from policies.ksa import KSA
 
 CALLS: Counter[tuple[str, str]] = Counter()
@@ -198,6 +198,7 @@ def installed() -> Iterator[None]:
     found = registry.installed()
     found.update({Raising.name: Raising, Uneven.name: Uneven})
     CALLS.clear()
+    request.forget()
     try:
         yield
     finally:

@@ -27,13 +27,13 @@ def test_field_beats_header_beats_xargs_beats_default() -> None:
         choice.of(None, {}, xargs),
         choice.of(None, {}, {"other": 1}),
     ]
-    assert [policy and policy.name for policy in names] == ["streaming", "snapkv", "knorm", "random"]
+    assert [chosen and chosen.policy.name for chosen in names] == ["streaming", "snapkv", "knorm", "random"]
 
 
 def test_full_beats_the_default() -> None:
-    policy = _choice("random:0.5").of("full", {}, None)
-    assert policy is not None
-    assert not policy.compresses
+    chosen = _choice("random:0.5").of("full", {}, None)
+    assert chosen is not None
+    assert not chosen.policy.compresses
 
 
 BAD: list[tuple[object, str, str]] = [
@@ -91,6 +91,6 @@ def test_a_bad_default_is_refused_at_start() -> None:
 
 
 def test_hyphen_and_underscore_are_the_same() -> None:
-    policy = _choice().of("Streaming ", {}, None)
-    assert policy is not None
-    assert shown(policy) == "streaming:0.5"
+    chosen = _choice().of("Streaming ", {}, None)
+    assert chosen is not None
+    assert shown(chosen.policy) == "streaming:0.5"
