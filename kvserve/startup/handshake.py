@@ -31,17 +31,14 @@ class _Carried(msgspec.Struct):
 
 def install() -> None:
     """Wrap both ends in this process, once."""
-    for cls, name, wrap in (
-        (EngineCoreProc, "_make_ready_response", _saying),
-        (MPClient, "_apply_ready_response", _hearing),
-    ):
-        if not hasattr(method := getattr(cls, name), "kv_wrapped"):
-            wrapped = functools.wraps(method)(wrap(method))
-            wrapped.kv_wrapped = True  # type: ignore[attr-defined]
-            setattr(cls, name, wrapped)
+    if hasattr(EngineCoreProc._make_ready_response, "kv_wrapped"):
+        return
+    EngineCoreProc._make_ready_response = _saying(EngineCoreProc._make_ready_response)
+    MPClient._apply_ready_response = _hearing(MPClient._apply_ready_response)
 
 
 def _saying(make: Callable[[Any], EngineCoreReadyResponse]) -> Callable[[Any], EngineCoreReadyResponse]:
+    @functools.wraps(make)
     def made(self: Any) -> EngineCoreReadyResponse:
         stock = make(self)
         if not switched_on(self.vllm_config):
@@ -49,10 +46,12 @@ def _saying(make: Callable[[Any], EngineCoreReadyResponse]) -> Callable[[Any], E
         values = {field.name: getattr(stock, field.name) for field in fields(stock)}
         return ReadyResponse(**values, kv_facts=self.scheduler.kv.facts)
 
+    made.kv_wrapped = True  # type: ignore[attr-defined]
     return made
 
 
 def _hearing(apply: Callable[[Any, bytes], None]) -> Callable[[Any, bytes], None]:
+    @functools.wraps(apply)
     def applied(self: Any, payload: bytes) -> None:
         apply(self, payload)
         if not switched_on(self.vllm_config):
