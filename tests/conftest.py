@@ -31,6 +31,13 @@ evals/test_measuring.py evals/beside/test_worker.py evals/distance/test_asking.p
 
 SHARED = ("tests/clients/", "tests/deploy/")
 """Packages of tests that use one server together, in the order of their files."""
+LONGEST = """
+clients/ engine/test_modes.py server/test_http.py zoo/test_shapes.py server/test_faults.py server/test_browser.py
+server/test_other_apis.py server/test_counts.py server/test_canary_adapter.py deploy/ server/test_default_server.py
+server/test_calibrate.py engine/test_faults.py engine/test_fuzz.py loadtests/test_command.py engine/test_reference.py
+engine/test_moves.py engine/test_preempted.py
+""".split()
+"""What takes longest comes first where several processes share the tests, so that none is alone at the end."""
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -62,6 +69,15 @@ def _forbid_engines(event: str, args: tuple[Any, ...]) -> None:
         raise RuntimeError("a test of `make quick` imports vLLM; see QUICK in tests/conftest.py")
     if event == "subprocess.Popen" and str(args[0]).startswith(SCRIPTS):
         raise RuntimeError(f"a test of `make quick` starts {args[0]}; see QUICK in tests/conftest.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: _place(item.nodeid))  # the order within a file stays
+
+
+def _place(nodeid: str) -> int:
+    return next((i for i, start in enumerate(LONGEST) if nodeid.startswith(f"tests/{start}")), len(LONGEST))
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -135,12 +135,14 @@ ON_ONE = {
 """What fails, and after how many calls."""
 
 
-def tensor_parallel(policies):
-    """Finish reason, error and tokens of each and of the good ones, which come first, in one batch with two workers."""
-    llm = harness.start(tensor_parallel_size=2)
-    prompts = [harness.tokens(100, seed=i) for i in range(len(policies) + len(GOOD))]
-    outputs = harness.generate(llm, prompts, GOOD + policies, 24)
-    found = [(o.outputs[0].finish_reason, o.outputs[0].stop_reason, *harness.said(o)) for o in outputs]
+def tensor_parallel(batches):
+    """Finish reason, error and tokens of each and of the good ones, first in each batch, with two workers."""
+    llm, found = harness.start(tensor_parallel_size=2), []
+    for policies in batches:
+        assert llm.reset_prefix_cache()
+        prompts = [harness.tokens(100, seed=i) for i in range(len(policies) + len(GOOD))]
+        outputs = harness.generate(llm, prompts, GOOD + policies, 24)
+        found.append([(o.outputs[0].finish_reason, o.outputs[0].stop_reason, *harness.said(o)) for o in outputs])
     harness.stop(llm)
     return found
 
@@ -149,7 +151,7 @@ def test_tensor_parallel(tmp_path):
     pairs = [(where, rank) for i, where in enumerate(ON_ONE) for rank in ((0, 1) if where == "scores" else (i % 2,))]
     failing = [asked(where, ON_ONE[where], rank=rank, key=f"{where}{rank}") for where, rank in pairs]
     env = {"PYTHONPATH": raising.plugin(tmp_path / "site"), "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-    alone, among = (run(policies, env) for policies in ([], failing))
+    alone, among = run([[], failing], env)
     assert among[:3] == alone
     for policy, (reason, why, *_) in zip(failing, among[3:], strict=True):
         assert reason == "error", policy
@@ -157,9 +159,9 @@ def test_tensor_parallel(tmp_path):
         assert why.endswith("is broken") or policy["where"] in ("shape", "scores_nan", "more_means"), why
 
 
-def run(policies, env):
+def run(batches, env):
     done = subprocess.run(
-        [sys.executable, "-m", "tests.engine.test_faults", json.dumps(policies)],
+        [sys.executable, "-m", "tests.engine.test_faults", json.dumps(batches)],
         env={**os.environ, **env}, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=420,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
