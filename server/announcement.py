@@ -4,7 +4,7 @@ import logging
 
 from kvserve.policy import Facts
 
-logger = logging.getLogger("vllm.kvserve")  # beside vLLM's own lines, and as loud
+logger = logging.getLogger("vllm.kvserve")  # the logger of vLLM's own start-up lines, so that it has their level
 
 
 def announce(facts: Facts | None) -> None:
@@ -13,7 +13,7 @@ def announce(facts: Facts | None) -> None:
 
 
 def line(facts: Facts) -> str:
-    """One line; the flag in it is the one that changes what it says."""
+    """One line; it names the flag that would change it."""
     if not facts.num_layers:
         return "no layer of this model can be compressed; requests are served with the full cache only"
     groups = "1 group" if facts.groups == 1 else f"{facts.groups} groups"

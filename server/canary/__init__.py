@@ -1,1 +1,1 @@
-"""The canary: a share of the compressed answers, judged at full cache while nobody needs the engine."""
+"""The canary: a share of the compressed answers is judged with the full cache while the engine is idle."""

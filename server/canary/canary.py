@@ -1,6 +1,6 @@
-"""The canary: a sampled share of the finished compressed requests, judged at full cache while nobody needs the engine.
+"""The canary: a share of the finished compressed requests is judged with the full cache while the engine is idle.
 
-Prompts and answers wait as token ids, in memory and not many of them; no file, no log and no metric ever has them.
+A limited number of prompts and answers waits in memory as token ids. They are in no file, no log and no metric.
 """
 
 import asyncio
@@ -16,19 +16,19 @@ from kvserve.stats import Histogram
 from server.canary.replay import UNFIT, Judgement, Replay, judged
 
 QUIET_SECONDS = 1.0
-"""How long there must have been no request. A client's next question often comes right after its last answer."""
+"""Seconds without a request before a replay begins: a client's next question often follows its last answer."""
 
 WAITING = 64
-"""Replays that wait at most; the oldest are dropped."""
+"""How many replays may wait; beyond that the oldest are dropped."""
 
 WAITING_TOKENS = 1 << 20
-"""Tokens of prompts and answers over all that wait: 40 MB."""
+"""Tokens of prompts and answers that may wait, all replays together: 40 MB."""
 
 TRIES = 3
-"""How often a replay is begun at most: requests interrupt it."""
+"""How often a replay may begin; requests interrupt it."""
 
 QUALITY = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 1.0)
-"""Edges of both histograms: small steps where little is lost, and how often nothing is."""
+"""Edges of both histograms: fine near 1; the last one counts the answers that lost nothing."""
 
 OUTCOMES = ("judged", "interrupted", "dropped", "failed")
 
@@ -42,13 +42,13 @@ class Engine(Protocol):
         """Whether any client's request is under way."""
 
     def can(self, replay: Replay) -> bool:
-        """Whether the engine still has what answered the request that it is about."""
+        """Whether the engine still has the weights that answered the request."""
 
     async def send(self, replay: Replay) -> None:
         """Hand a replay to the engine; what it answers comes to `Canary.answered`."""
 
     async def abort(self, replay: Replay) -> None:
-        """Make the engine forget a replay before it does anything else."""
+        """Abort a replay, before anything else is sent to the engine."""
 
 
 class Findings:
@@ -61,7 +61,7 @@ class Findings:
         self.waiting = 0
 
     def expect(self, policy: str) -> None:
-        """Show zeros, so that a rate counts the first judgement too."""
+        """Begin with zeros, so that a rate counts the first judgement too."""
         for histograms in self.quality.values():
             histograms.setdefault(policy, Histogram.over(QUALITY))
 
@@ -113,7 +113,7 @@ class Queue:
 
 
 class Canary:
-    """Lives on the event loop, beside vLLM's front end. Nothing in it waits for the engine but `run`."""
+    """Runs on the event loop of vLLM's front end. Only `run` waits for the engine."""
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class Canary:
     # -- clients' requests ----------------------------------------------------------------------------
 
     async def arrived(self) -> None:
-        """A client's request has come, or is about to be sent to the engine: a replay that runs gives way to it."""
+        """A client's request has come, or is about to be sent to the engine: a running replay is aborted."""
         self._touched = time.monotonic()
         if self._asked is not None and not self._asked[1].done():
             replay, answer = self._asked
@@ -157,7 +157,7 @@ class Canary:
     # -- replays --------------------------------------------------------------------------------------
 
     def answered(self, output: Any) -> None:
-        """Each output of the engine; those of an interrupted replay are too late."""
+        """Takes each output of the engine; ignores those of an interrupted replay."""
         if self._asked is None:
             return
         replay, answer = self._asked
@@ -165,7 +165,7 @@ class Canary:
             answer.set_result(output)
 
     async def run(self) -> None:
-        """Replay one after the other, for ever."""
+        """Replay one after the other, until the task is cancelled."""
         while True:
             task = await self._next()
             task.replay, task.tries = task.replay.again(), task.tries + 1

@@ -1,9 +1,9 @@
-"""A canary's question: what would the full cache have said? One prefill of prompt and answer, no decoding.
+"""A canary's replay: one prefill of prompt and answer with the full cache, no decoding.
 
-For each token of the answer the engine says how likely it is at full cache, and how likely the first choice there.
+For each token of the answer the engine says how likely it is with the full cache, and how likely the first choice is.
 That is a judgement of greedy requests only: a token that was drawn need not be anyone's first choice.
 
-The replay goes to the engine past vLLM's front end, so that it is in none of its metrics, logs and traces.
+The replay does not pass vLLM's front end, so that it is not in vLLM's metrics, logs and traces.
 """
 
 import sys
@@ -54,7 +54,7 @@ class Replay(NamedTuple):
         return len(self.request.prompt_token_ids or ())
 
     def again(self) -> "Replay":
-        """The same under an id that the engine has not seen, so that no late answer is taken for another."""
+        """The same with a new id, so that a late answer is not taken for the new one's."""
         return self._replace(request=msgspec.structs.replace(self.request, request_id=f"kvserve-canary-{uuid4().hex}"))
 
 
@@ -141,7 +141,7 @@ def _params(prompt: int) -> SamplingParams:
 
 
 def warm_ups(vllm_config: Any) -> list[Replay]:
-    """Replays of nothing: vLLM compiles the counting of ranks for the first sizes that it meets, for seconds."""
+    """Replays of no request, for the start: vLLM then compiles the counting of ranks, which takes seconds."""
     longest = vllm_config.model_config.max_model_len
     most = min(longest, room(facts_of(vllm_config), longest)) - 1
     return [_warm_up(min(tokens, most)) for tokens in (wire.CANARY_CHUNK + 44, wire.CANARY_CHUNK + 2)]

@@ -1,6 +1,6 @@
-"""The tap on vLLM's engine client that feeds a canary: who comes, who ends, what the engine answers to a replay.
+"""What a canary hears from vLLM's engine client: which requests come and end, and what the engine answers to a replay.
 
-A replay is sent past vLLM's OutputProcessor, which ignores outputs of requests that it does not know.
+vLLM's OutputProcessor does not know replays, and ignores outputs of requests that it does not know.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ class ClientEngine:
 
 
 class Tap:
-    """Wraps three methods of one engine client; what goes wrong here goes no further."""
+    """Wraps three methods of one engine client. Its own errors are logged and do not reach the requests."""
 
     def __init__(self, engine_client: Any, canary: Canary) -> None:
         self._config = engine_client.vllm_config
@@ -74,7 +74,7 @@ class Tap:
             self._canary.ended()
             try:
                 self._ended(req_state)
-            except Exception:  # would end every request of the server
+            except Exception:  # an error here would end every request of the server
                 logger.exception("kvserve: a request could not be put aside for the canary")
 
         return finish_request

@@ -78,7 +78,7 @@ def known_configuration(args: Namespace) -> dict[str, Any] | None:
 
 
 def refuse(args: Namespace, config: dict[str, Any]) -> None:
-    """Raise UsageError for what the engine would refuse half a minute later."""
+    """Raise UsageError for what the engine would otherwise refuse half a minute later."""
     if why := reasons(asked(args, config)):
         raise UsageError("kvserve does not support " + "; ".join(why))
 
@@ -86,7 +86,7 @@ def refuse(args: Namespace, config: dict[str, Any]) -> None:
 def prepare_cpu(
     args: Namespace, is_embedded: bool, environ: MutableMapping[str, str], config: dict[str, Any] | None = None
 ) -> str | None:
-    """A modest cache, unless the user chose a size in any of vLLM's ways; what to tell the user of it.
+    """Choose a small cache, unless the user chose a size in one of vLLM's ways. Returns the line to print about it.
 
     Raises UsageError if not one request of full length would fit.
     """
@@ -104,7 +104,7 @@ def prepare_cpu(
 
 
 def _cache_size(args: Namespace, config: dict[str, Any], available: int) -> int:
-    """Bytes for each worker, on a machine with so many to give."""
+    """Bytes for each worker, on a machine with `available` bytes free."""
     workers = int(getattr(args, "tensor_parallel_size", None) or 1)
     engines = workers * int(getattr(args, "data_parallel_size", None) or 1)
     length = args.kv_resident_tokens if getattr(args, "kv_resident_tokens", None) else args.max_model_len

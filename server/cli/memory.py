@@ -1,4 +1,4 @@
-"""How much memory a server on CPU takes for its KV cache if nobody says: vLLM would take nearly all there is."""
+"""The default size of the KV cache on a CPU. vLLM's own default is nearly all memory there is."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,17 +49,17 @@ def _weights(folder: Path) -> int:
 
 
 def free() -> int:
-    """Bytes that this machine has to give, without what others use."""
+    """Bytes of memory that no process uses."""
     return int(psutil.virtual_memory().available)
 
 
 def most(found: Need, available: int, engines: int = 1) -> int:
-    """Bytes that the default takes at most for one of so many engines or workers."""
+    """The largest default for one engine or worker, in bytes."""
     return int((available - found.weights) * SHARE / engines)
 
 
 def default(found: Need, available: int, engines: int = 1) -> int:
-    """Bytes of the cache: room for a few requests of full length, within what the machine can spare."""
+    """Bytes of the cache: room for a few requests of full length, but at most `most`."""
     return max(min(max(REQUESTS * found.request, LEAST), most(found, available, engines)), 0)
 
 

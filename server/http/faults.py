@@ -1,4 +1,4 @@
-"""Requests that their policy's own code has ended: clients hear why, in the place of vLLM's "Internal server error"."""
+"""Requests that an error in their policy has ended: clients get the reason, not vLLM's "Internal server error"."""
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing

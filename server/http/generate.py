@@ -20,7 +20,7 @@ from server.http.usage import add_to_body, add_to_stream
 
 Handler = Callable[[Any, Request], Awaitable[Response]]
 Shape = Callable[[PolicyError], JSONResponse]
-"""How an endpoint says no."""
+"""How an endpoint refuses a request."""
 
 
 async def serve(handler: Handler, request: Any, raw_request: Request, shape: Shape = refused) -> Response:

@@ -26,7 +26,7 @@ SUMMED = (
 
 
 class Ledger:
-    """Records by call, and within a call by sequence; a call that is not open files nothing."""
+    """Records by call, and within a call by sequence. Records of a call that is not open are dropped."""
 
     def __init__(self) -> None:
         self._calls: dict[str, dict[str, dict[str, Any]]] = {}

@@ -34,7 +34,7 @@ def _type(name: str) -> str | None:
 
 
 def attach(app: FastAPI) -> None:
-    """The page itself and what it loads; its links are relative, so a --root-path needs no care."""
+    """The page and the files that it loads. Its links are relative, so that it works under any --root-path."""
     pages = _pages()
 
     async def show(name: str = "index.html") -> Response:

@@ -1,7 +1,7 @@
-"""The end of the server: requests that are still being answered get an end too, however the engine stopped.
+"""The end of the server: requests that are still being answered get an error, however the engine stopped.
 
 On SIGTERM vLLM stops the engine first, at once or after --shutdown-timeout, and then waits for all open
-connections. A stream whose engine was killed before its last word would wait for ever, and the server with it.
+connections. A stream without a last output would then wait for ever, and so would the server.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from typing import Any
 from vllm.exceptions import GracefulHTTPError, RetryableRequestError
 
 GRACE_SECONDS = 5
-"""For last words to be sent once the engine is gone. After it connections are cut, whoever does not read them."""
+"""Seconds for sending these errors after the engine is gone. Then all connections are closed."""
 
 
 class Stopping(GracefulHTTPError, RetryableRequestError):

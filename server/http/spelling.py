@@ -1,4 +1,4 @@
-"""Spellings and places of `kv_policy` that nothing reads: refused, as else the request would be served uncompressed."""
+"""Misspelt or misplaced `kv_policy` fields: refused, because the request would be served uncompressed otherwise."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -14,11 +14,11 @@ PLACES = ("extra_args", "extra_body", "extra_headers", "extra_query", "sampling_
 OTHER_NAMES = ("kvcachepolicy", "kvcompressionpolicy", "kvpolicies", "kvservepolicy")
 
 DEPTH = 3
-"""How many objects within each other are looked into."""
+"""How deep nested objects are searched."""
 
 
 def means_policy(name: str) -> bool:
-    """Whether who wrote this meant the field: other case, other separators, one letter more, less or wrong."""
+    """Whether this name means the field: other case, other separators, or one letter more, less or wrong."""
     plain = re.sub("[^a-z0-9]", "", name.lower()).removeprefix("x")
     if abs(len(plain) - len("kvpolicy")) > 1:
         return plain in OTHER_NAMES

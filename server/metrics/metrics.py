@@ -1,6 +1,6 @@
 """Prometheus metrics, beside vLLM's own on /metrics.
 
-A collector instead of metric objects: the engine counts, an API process only shows its latest snapshot.
+A collector and not metric objects, because the engine counts and an API process only shows its latest snapshot.
 """
 
 from collections.abc import Iterator
@@ -207,4 +207,4 @@ class KVStatLogger(StatLoggerBase):
             board.post(engine_idx, snapshot)
 
     def log_engine_initialized(self) -> None:
-        """Nothing to say: `kvserve doctor` does."""
+        """vLLM calls this to log its configuration; `kvserve doctor` shows ours."""

@@ -1,7 +1,7 @@
-"""What several API processes know, put together: each writes a file of its own and reads those of the others.
+"""What several API processes know together: each writes a file of its own and reads those of the others.
 
 With `--api-server-count N` vLLM sends an engine's statistics to one of the processes, whichever has an answer in that
-step, and every process answers scrapes. They meet in the directory that vLLM makes for prometheus_client.
+step, but every process answers scrapes. The files are in the directory that vLLM makes for prometheus_client.
 """
 
 import json
@@ -37,7 +37,7 @@ class Shared:
         return cls(Path(folder), _run(), vllm_config.parallel_config._api_process_rank, count)
 
     def publish(self, known: dict[str, Any]) -> None:
-        """Replace the own file in one go. Statistics are not worth an exception: a failure is logged, once."""
+        """Replace the own file atomically. A failure is logged once and raises nothing: these are only statistics."""
         new = self._own.with_suffix(".new")
         try:
             new.write_text(json.dumps(known))
@@ -48,7 +48,7 @@ class Shared:
             self._failed = True
 
     def others(self) -> list[dict[str, Any]]:
-        """What the other processes published last; one that cannot be read has said nothing new."""
+        """What the other processes published last; for a file that cannot be read, what it said before."""
         for path in self._others:
             with suppress(OSError, ValueError):
                 self._read[path] = json.loads(path.read_text())
