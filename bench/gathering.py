@@ -14,7 +14,8 @@ from bench.model import configure
 from bench.policies import Request, comparable, refusals
 from bench.roster import CONTROL, LAYERS
 from bench.sizes import BLOCK, Sizes
-from kvserve.policy import registry
+from kvserve.policy import Mass, Moments, registry
+from kvserve.policy.evidence import find
 from measuring.repetitions import Repetitions
 from models import MINI
 
@@ -82,9 +83,9 @@ def gathering(policies: dict[str, Request], every: tuple[int, ...]) -> dict[str,
     found: dict[str, Request] = {}
     for name, request in policies.items():
         policy = registry.get(name).model_validate({})
-        if "mass" in policy.gathers and "every" in type(policy).model_fields:
+        if find(Mass, policy.evidence) and "every" in type(policy).model_fields:
             found |= {f"{name} every {n}": {**request, "every": n} for n in every}
-        elif policy.gathers:
+        elif find(Mass, policy.evidence) or find(Moments, policy.evidence):
             found[name] = request
     return found
 

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from kvserve.policy import Facts, Policy, Summaries
 from kvserve.policy.errors import PolicyError
+from kvserve.policy.requirements import Asks
 
 COMPLETE = Facts(
     num_layers=4,
@@ -26,6 +27,8 @@ LACKING: dict[str, dict[str, Any]] = {
     "a calibration file: `--kv-calibration FILE`, made by `kvserve calibrate MODEL -o FILE`": {"calibrated": ()},
     "a model whose rotation of queries and keys (RoPE), if any, can be found out": {"rope_problem": "it cannot"},
     "a model that rotates them in every compressible layer": {"unrotated": 1},
+    "a model whose layers project attention's output by a plain linear module": {"output_problem": "it cannot"},
+    "a model whose prompts can be repeated: all caches compressible, a tokenizer, no LoRA": {"side_pass_problem": "no"},
     "all KV heads in one worker (tensor parallelism 1)": {"tensor_parallel": 2},
     "a model with summary parameters: `kvserve train-summary` or `convert-summary`": {"summaries": None},
 }
@@ -40,6 +43,8 @@ EVIDENCE = {
     "calibration": "the calibration file",
     "rope": "how the model rotates queries and keys (RoPE)",
     "summaries": "the summary tokens that the model makes of text",
+    "output_weight": "the layer's output projection",
+    "repeated": "the attention that tokens get while the model repeats the prompt",
 }
 
 
@@ -48,13 +53,16 @@ def needs(cls: type[Policy]) -> list[str]:
     policy = cls.model_validate({})
     if not policy.compresses:
         return ["Nothing."]
-    found = [f"Reads {_listed([EVIDENCE[name] for name in cls.reads]) or 'positions only'}."]
-    if policy.query_window:
-        many = f"{policy.query_window} queries" if policy.query_window > 1 else "query"
+    asks = Asks.of(policy)
+    found = [f"Reads {_listed([EVIDENCE[one.name] for one in asks.evidence]) or 'positions only'}."]
+    if asks.query_window:
+        many = f"{asks.query_window} queries" if asks.query_window > 1 else "query"
         found.append(f"Captures the last {many} of each request (with the defaults).")
-    if policy.gathers:
-        whose = "the prompt's queries" if policy.observes == "prompt" else "all queries, of generated tokens too"
+    if asks.gathers:
+        whose = "the prompt's queries" if asks.observes == "prompt" else "all queries, of generated tokens too"
         found.append(f"Gathers from {whose}: computes its whole prompt, so it takes no prefix-cache hit.")
+    if asks.side_pass:
+        found.append("Has the model repeat the prompt before it is compressed.")
     found.append("KV heads choose for themselves." if policy.per_head else "All heads of a layer keep the same tokens.")
     return [*found, *(f"Needs {text}." for text in requirements(cls))]
 

@@ -7,7 +7,7 @@ from typing import Any
 from handbook.figures import measured
 from handbook.needs import needs, requirements
 from handbook.quality import quality
-from kvserve.policy import Policy, registry
+from kvserve.policy import Policy, SummaryTokens, registry
 from server.cli.table import allowed
 
 SECTIONS = ("Cost", "When it fails")
@@ -66,7 +66,7 @@ def example(cls: type[Policy]) -> str | dict[str, Any]:
 
 def preempted(cls: type[Policy]) -> str:
     """What is the same when the engine has to compute a request again, and what cannot be."""
-    chooses = [name for name in cls.reads if name != "summaries"]
+    chooses = [one for one in cls.model_validate({}).evidence if not isinstance(one, SummaryTokens)]
     inherent = (
         "It chooses by numbers that are computed anew, in other pieces than before. They differ in their last bits, so "
         "of tokens that nearly tie another one may stay: that is inherent."

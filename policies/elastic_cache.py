@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kvserve.policy import LayerView, Merged
+from kvserve.policy import Evidence, Keys, LayerView, Mass, Merged, Values
 from policies.fixed_point import Act, FixedPoint
 
 
@@ -26,7 +26,7 @@ class ElasticCache(FixedPoint):
 
     name: ClassVar[str] = "elastic-cache"
     paper: ClassVar[str] = "arXiv:2407.18121"
-    reads: ClassVar[tuple[str, ...]] = ("keys", "values", "mass")
+    reads: ClassVar[tuple[Evidence, ...]] = (Keys(), Values(), Mass())
 
     merge: Literal["kv", "values", "none"] = Field(
         "kv", description="What of the evicted prompt tokens goes into their anchors; 'none' only evicts"

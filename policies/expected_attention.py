@@ -1,12 +1,12 @@
 """Queries to come are like those that came: ask what they would attend to."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from kvserve.policy import LayerView, ScoringPolicy
+from kvserve.policy import Evidence, Keys, LayerView, Moments, Rotation, ScoringPolicy, Values
 
 
 class ExpectedAttention(ScoringPolicy):
@@ -20,8 +20,7 @@ class ExpectedAttention(ScoringPolicy):
 
     name: ClassVar[str] = "expected-attention"
     paper: ClassVar[str] = "arXiv:2510.00636"
-    reads: ClassVar[tuple[str, ...]] = ("keys", "values", "moments", "rope")
-    observes: ClassVar[Literal["prompt", "all"]] = "all"
+    reads: ClassVar[tuple[Evidence, ...]] = (Keys(), Values(), Moments(observes="all"), Rotation())
 
     horizon: int = Field(512, ge=1, le=65536, description="Positions to come, over which rotations are averaged")
     epsilon: float = Field(0.0, ge=0, le=1, description="Added to the attention, so that large values count anyway")
@@ -35,7 +34,6 @@ class ExpectedAttention(ScoringPolicy):
 
     def _queries_to_come(self, view: LayerView) -> tuple[Tensor, Tensor]:
         """Mean (H, G, D) and covariance (H, G, D, D), times scale and its square."""
-        assert view.moments is not None and view.rope is not None
         count, total, outer = view.moments
         mean = total.double() / count
         covariance = outer.double() / count - mean[:, :, None] * mean[:, None, :]

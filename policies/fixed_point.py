@@ -35,7 +35,6 @@ class FixedPoint(GathersMass):
     to the size it had been given at its end, then slots from x on go.
     """
 
-    reads: ClassVar[tuple[str, ...]] = ("mass",)
     per_head: ClassVar[bool] = False
 
     sinks: int = Field(1, ge=0, le=1024, description="First tokens of the prompt, always kept")
@@ -87,7 +86,6 @@ class FixedPoint(GathersMass):
 
 def importance(view: LayerView) -> Tensor:
     """(n,): attention that each slot got, summed over the prompt's queries, mean over the layer's query heads."""
-    assert view.mass is not None
     return view.over_heads(view.mass.mean(dim=-1))
 
 

@@ -1,11 +1,11 @@
 """Tokens that have gathered attention will gather more."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor
 
-from kvserve.policy import GathersMass, LayerView, ScoringPolicy
+from kvserve.policy import Evidence, GathersMass, LayerView, Mass, ScoringPolicy
 
 
 class H2O(GathersMass, ScoringPolicy):
@@ -18,8 +18,8 @@ class H2O(GathersMass, ScoringPolicy):
 
     name: ClassVar[str] = "h2o"
     paper: ClassVar[str] = "arXiv:2306.14048"
-    reads: ClassVar[tuple[str, ...]] = ("mass",)
-    observes: ClassVar[Literal["prompt", "all"]] = "all"
+    reads: ClassVar[tuple[Evidence, ...]] = (Mass(observes="all"),)
+    weights: ClassVar[bool] = True
 
     sinks: int = Field(0, ge=0, le=1024, description="First tokens of the prompt, always kept")
     recent: int = Field(1, ge=1, le=4096, description="Newest tokens, always kept, if more than their share")
@@ -28,10 +28,9 @@ class H2O(GathersMass, ScoringPolicy):
     )
 
     def scores(self, view: LayerView) -> Tensor:
-        assert view.mass is not None
         return view.mass.mean(dim=-1)
 
-    def select(self, view: LayerView, keep: int) -> Tensor:
+    def ranks(self, view: LayerView, keep: int) -> Tensor:
         newest = int(round(self.recent_share * keep, 6))
         split = self.model_copy(update={"recent": max(self.recent, newest)})
-        return ScoringPolicy.select(split, view, keep)
+        return ScoringPolicy.ranks(split, view, keep)

@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from kvserve.policy import LayerView, ScoringPolicy
+from kvserve.policy import Evidence, Keys, LayerView, ScoringPolicy
 
 
 class KeyDiff(ScoringPolicy):
@@ -18,7 +18,7 @@ class KeyDiff(ScoringPolicy):
 
     name: ClassVar[str] = "keydiff"
     paper: ClassVar[str] = "arXiv:2504.15364"
-    reads: ClassVar[tuple[str, ...]] = ("keys",)
+    reads: ClassVar[tuple[Evidence, ...]] = (Keys(),)
 
     def scores(self, view: LayerView) -> Tensor:
         directions = F.normalize(view.keys, dim=-1)

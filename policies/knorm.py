@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from kvserve.policy import LayerView, ScoringPolicy
+from kvserve.policy import Evidence, Keys, LayerView, ScoringPolicy
 
 
 class KNorm(ScoringPolicy):
@@ -16,7 +16,7 @@ class KNorm(ScoringPolicy):
 
     name: ClassVar[str] = "knorm"
     paper: ClassVar[str] = "arXiv:2406.11430"
-    reads: ClassVar[tuple[str, ...]] = ("keys",)
+    reads: ClassVar[tuple[Evidence, ...]] = (Keys(),)
 
     def scores(self, view: LayerView) -> Tensor:
         return -view.keys.norm(dim=-1)

@@ -1,13 +1,24 @@
 """Kwai summary tokens: far text is read through one trained token for each chunk of it."""
 
 import math
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor
 
-from kvserve.policy import EVERYTHING, Facts, LayerView, Merged, Moment, Policy, PolicyError, Summaries
+from kvserve.policy import (
+    EVERYTHING,
+    Evidence,
+    Facts,
+    LayerView,
+    Merged,
+    Moment,
+    Policy,
+    PolicyError,
+    Summaries,
+    SummaryTokens,
+)
 
 
 class KSA(Policy):
@@ -26,7 +37,6 @@ class KSA(Policy):
 
     name: ClassVar[str] = "ksa"
     paper: ClassVar[str] = "arXiv:2604.24432"
-    reads: ClassVar[tuple[str, ...]] = ("summaries",)
     budgeted: ClassVar[bool] = False
     per_head: ClassVar[bool] = False
 
@@ -73,8 +83,9 @@ class KSA(Policy):
         return f"ksa {self.window or self._chosen or 'as trained'} {self.summaries}"
 
     @property
-    def summarised(self) -> bool:
-        return self.summaries
+    def evidence(self) -> tuple[Evidence, ...]:
+        trained = self._summaries.window if self._summaries else None
+        return (SummaryTokens(self.window or self._chosen or trained, self.summaries),)
 
     def check(self, facts: Facts) -> None:
         super().check(facts)
@@ -97,12 +108,12 @@ class KSA(Policy):
                 reason="unsupported",
             )
 
-    def settled(self, facts: Facts) -> "KSA":
+    def settled(self, facts: Facts) -> Self:
         own = self.model_copy()
         own._summaries, own._block_size = facts.summaries, facts.block_size
         return own
 
-    def for_prompt(self, tokens: int) -> "KSA":
+    def for_prompt(self, tokens: int) -> Self:
         if self.budget is None:
             return self
         own = self.model_copy()
@@ -176,6 +187,5 @@ class KSA(Policy):
         text = held[before:]
         ends = text[chunk - 1 : gone : chunk]  # a summary stands where its chunk ended
         slots = torch.cat([held[:before], ends, text[gone:]]).expand(view.num_heads, -1)
-        assert view.summaries is not None
         keys, values = view.summaries(before, after)
         return Merged(slots, keys, values, (after - before) * lost, first=before)

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kvserve.policy import Facts, LayerView, PolicyError, UnevenLayers
+from kvserve.policy import Calibrated, Evidence, Facts, LayerView, PolicyError, UnevenLayers
 from policies.fixed_point import FixedPoint, importance
 
 _HALVINGS = 60  # of (0, 1): float64 has no finer threshold
@@ -31,6 +31,10 @@ class PrefixKV(UnevenLayers, FixedPoint):
     profile: Literal["online", "offline"] = Field(
         "online", description="Budgets of layers from the request's own attention, or from the calibration file"
     )
+
+    @property
+    def evidence(self) -> tuple[Evidence, ...]:
+        return (*super().evidence, *((Calibrated(),) if self.profile == "offline" else ()))
 
     @property
     def own_shares(self) -> bool:
@@ -104,7 +108,6 @@ def fixed_up(counts: Tensor, best: Tensor, total: int, least: int = 1) -> Tensor
 
 def _share(view: LayerView, kept: float) -> float:
     """The share of its tokens that a layer keeps by the calibration file if their mean is `kept`."""
-    assert view.calibration is not None
     budgets = [0.0, *view.calibration["budgets"].tolist(), 1.0]
     shares = [0.0, *view.calibration["keep_share"].tolist(), 1.0]
     right = min(bisect_left(budgets, kept), len(budgets) - 1)

@@ -24,6 +24,7 @@ class RKV(SnapKV):
 
     name: ClassVar[str] = "rkv"
     paper: ClassVar[str] = "arXiv:2505.24133"
+    weights: ClassVar[bool] = False
 
     decode: bool = Field(True, description="Compact while generating too; if false, generated tokens stay")
     window: int = Field(8, ge=1, le=512, description="Last queries that vote; their tokens are kept")

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from kvserve.policy import LayerView, Moment, ScoringPolicy, UnevenLayers
+from kvserve.policy import Evidence, Keys, LayerView, Moment, Queries, ScoringPolicy, UnevenLayers
 from policies.scissorhands_variants import columns, last_use, low_votes, mean_attention
 
 _DEFAULTS = {"cold-compress": {"sinks": 4}, "official": {"history": 100}}  # where a variant's are not the paper's
@@ -31,7 +31,6 @@ class Scissorhands(UnevenLayers, ScoringPolicy):
 
     name: ClassVar[str] = "scissorhands"
     paper: ClassVar[str] = "arXiv:2305.17118"
-    reads: ClassVar[tuple[str, ...]] = ("keys", "queries")
 
     variant: Literal["paper", "cold-compress", "official"] = Field(
         "paper", description="The paper's algorithm, or what released code ranks by"
@@ -58,8 +57,8 @@ class Scissorhands(UnevenLayers, ScoringPolicy):
         return {**_DEFAULTS.get(str(fields.get("variant")), {}), **fields}
 
     @property
-    def query_window(self) -> int:
-        return self.history
+    def evidence(self) -> tuple[Evidence, ...]:
+        return Keys(), Queries(self.history)
 
     @property
     def uneven(self) -> bool:

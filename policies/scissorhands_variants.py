@@ -50,7 +50,6 @@ def last_use(view: LayerView, history: int, percentile: float) -> Tensor:
     As in the release a prompt query's row is as long as the prompt: slots that it could not see count as zeros.
     """
     last = max(1, _fresh(view))
-    assert view.query_positions is not None
     prompt = view.query_positions[-last:] < view.prompt
 
     def above(probs: Tensor, seen: Tensor) -> Tensor:
@@ -68,7 +67,6 @@ def last_use(view: LayerView, history: int, percentile: float) -> Tensor:
 
 def _fresh(view: LayerView) -> int:
     """How many of the captured queries came since the last round."""
-    assert view.query_positions is not None
     return int((view.query_positions >= view.since).sum())
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from kvserve.policy import LayerView, ScoringPolicy
+from kvserve.policy import Evidence, Keys, LayerView, Queries, ScoringPolicy
 
 
 class SnapKV(ScoringPolicy):
@@ -20,7 +20,7 @@ class SnapKV(ScoringPolicy):
 
     name: ClassVar[str] = "snapkv"
     paper: ClassVar[str] = "arXiv:2404.14469"
-    reads: ClassVar[tuple[str, ...]] = ("keys", "queries")
+    weights: ClassVar[bool] = True
 
     decode: bool = Field(False, description="Compact while generating too, by the then last queries")
     sinks: int = Field(0, ge=0, le=1024, description="First tokens of the prompt, always kept")
@@ -41,8 +41,8 @@ class SnapKV(ScoringPolicy):
         return self.sinks + max(self.window, self.recent)
 
     @property
-    def query_window(self) -> int:
-        return self.window
+    def evidence(self) -> tuple[Evidence, ...]:
+        return Keys(), Queries(self.window)
 
     def scores(self, view: LayerView) -> Tensor:
         votes = view.per_head(lambda probs, _: probs.mean(dim=(0, 1)), last=self.window)

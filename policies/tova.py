@@ -5,7 +5,7 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from kvserve.policy import LayerView, ScoringPolicy
+from kvserve.policy import Evidence, Keys, LayerView, Queries, ScoringPolicy
 
 
 class TOVA(ScoringPolicy):
@@ -17,15 +17,12 @@ class TOVA(ScoringPolicy):
 
     name: ClassVar[str] = "tova"
     paper: ClassVar[str] = "arXiv:2401.06104"
-    reads: ClassVar[tuple[str, ...]] = ("keys", "queries")
+    reads: ClassVar[tuple[Evidence, ...]] = (Keys(), Queries(1))
+    weights: ClassVar[bool] = True
     per_head: ClassVar[bool] = False
 
     sinks: int = Field(0, ge=0, le=1024, description="First tokens of the prompt, always kept")
     recent: int = Field(1, ge=1, le=4096, description="Newest tokens, always kept")
-
-    @property
-    def query_window(self) -> int:
-        return 1
 
     def scores(self, view: LayerView) -> Tensor:
         attention = view.per_head(lambda probs, _: probs.mean(dim=(0, 1)), last=1)

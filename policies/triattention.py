@@ -9,7 +9,18 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from kvserve.policy import Facts, LayerView, Merged, Policy, PolicyError, top_slots
+from kvserve.policy import (
+    Calibrated,
+    Evidence,
+    Facts,
+    Keys,
+    LayerView,
+    Merged,
+    Policy,
+    PolicyError,
+    Rotation,
+    top_slots,
+)
 
 
 class TriAttention(Policy):
@@ -28,7 +39,7 @@ class TriAttention(Policy):
 
     name: ClassVar[str] = "triattention"
     paper: ClassVar[str] = "arXiv:2604.04921"
-    reads: ClassVar[tuple[str, ...]] = ("keys", "calibration", "rope")
+    reads: ClassVar[tuple[Evidence, ...]] = (Keys(), Calibrated(), Rotation())
 
     budget: int | float = Field(
         0.5,
@@ -117,7 +128,6 @@ class TriAttention(Policy):
 
     def scores(self, view: LayerView, free: slice) -> Tensor:
         """(H, G, m) float32: S of these m slots for each query head."""
-        assert view.rope is not None and view.calibration is not None
         keys = view.keys[:, free, : view.rope.rotated]
         centre = view.calibration["q_mean"].view(view.num_heads, -1, len(view.rope.inv_freq))
         scores = self._trig(view, centre, keys) if self.trig else keys.new_zeros(())
@@ -129,7 +139,6 @@ class TriAttention(Policy):
 
     def _trig(self, view: LayerView, centre: Tensor, keys: Tensor) -> Tensor:
         """(H, G, m): Re sum_f E[q_f] e^(i w_f (t + offset)) conj(key_f): a dot product of channels."""
-        assert view.rope is not None
         turns = view.rope.phases(view.logical + 2 ** torch.arange(self.offsets, device=keys.device))
         if self.aggregate == "mean":
             turns = turns.mean(dim=0, keepdim=True)

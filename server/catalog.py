@@ -44,11 +44,21 @@ def card(name: str, choice: Choice | None = None) -> PolicyCard:
         paper=cls.paper,
         compresses=cls.compresses,
         budgeted=cls.compresses and cls.budgeted,
-        evidence=list(cls.reads),
+        evidence=_evidence(cls),
         parameters=cls.model_json_schema(),
         supported=None if choice is None else refusal is None,
         reason=str(refusal) if refusal else None,
     )
+
+
+def _evidence(cls: type[Policy]) -> list[str]:
+    """What it reads with default parameters; of one that fails without any, what its class declares."""
+    try:
+        with blaming(cls.name, "it was being shown"):
+            declared = cls.model_validate({}).evidence
+    except PolicyFault:
+        declared = cls.reads
+    return [one.name for one in declared]
 
 
 def _refusal(cls: type[Policy], choice: Choice) -> Exception | None:

@@ -10,8 +10,9 @@ from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
 
 from evals.beside.presses import press
 from evals.beside.reading import Layer, Reading, slots
-from kvserve.policy import LayerView, Moments, Policy, Rope
+from kvserve.policy import LayerView, Policy, QuerySums, Rope
 from kvserve.policy.request import parse
+from kvserve.policy.requirements import Asks
 from kvserve.policy.softmax import Softmax
 
 SINKS = 4  # whose queries kvserve's engine does not count for moments
@@ -38,7 +39,7 @@ def _view(policy: Policy, layer: Layer, index: int, layers: int) -> LayerView:
     before = get_prerope_query_states(layer.module, layer.hidden_states)  # (1, Hq, n, D)
     after, _ = apply_rotary_pos_emb(before, before, *layer.kwargs["position_embeddings"])
     mass = None if layer.attentions is None else layer.attentions[0].sum(dim=1).unflatten(0, (heads, -1))
-    window = policy.query_window
+    window = Asks.of(policy).query_window
     return LayerView(
         layer=index,
         num_layers=layers,
@@ -56,6 +57,6 @@ def _view(policy: Policy, layer: Layer, index: int, layers: int) -> LayerView:
     )
 
 
-def _moments(queries: Tensor) -> Moments:
+def _moments(queries: Tensor) -> QuerySums:
     """(Hq, n, D) pre-RoPE queries -> their sums."""
-    return Moments(queries.shape[1], queries.sum(dim=1), torch.einsum("hnd,hne->hde", queries, queries))
+    return QuerySums(queries.shape[1], queries.sum(dim=1), torch.einsum("hnd,hne->hde", queries, queries))

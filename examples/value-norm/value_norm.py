@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kvserve.policy import LayerView, ScoringPolicy
+from kvserve.policy import Evidence, Keys, LayerView, Queries, ScoringPolicy, Values
 
 
 class AnyTokens(ScoringPolicy):
@@ -26,13 +26,12 @@ class ValueNorm(ScoringPolicy):
     """
 
     name: ClassVar[str] = "value-norm"
-    reads: ClassVar[tuple[str, ...]] = ("keys", "values", "queries")
     window: int = Field(16, ge=1, le=512, description="Last queries that vote")
     power: float = Field(1.0, ge=0, le=4, description="Weight of the value norm; 0 leaves attention alone")
 
     @property
-    def query_window(self) -> int:
-        return self.window
+    def evidence(self) -> tuple[Evidence, ...]:
+        return Keys(), Values(), Queries(self.window)
 
     def scores(self, view: LayerView) -> Tensor:
         attention = view.per_head(lambda probs, _: probs.mean(dim=(0, 1)), last=self.window)

@@ -1,6 +1,7 @@
 """Finding the compressible layers of a model that vLLM has loaded, and the memory of their caches."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from kvserve.cache.layout import cpu_layouts
 from kvserve.engine.spec import compressible, is_compressible
 from kvserve.evidence.calibration import load_for
 from kvserve.evidence.observer import OF_MODELS, Layer, Observer
+from kvserve.evidence.output import output_weight
 from kvserve.evidence.repeat import Repeater
 from kvserve.policy.softmax import Softmax
 from kvserve.startup.guard import UnsupportedError
@@ -49,6 +51,7 @@ def layers_of(runner: Any) -> list[tuple[Layer, Any]]:
             softmax=_softmax(module.impl),
             rope=runner.kv_ropes.get(name),
             calibration=calibration.layer(index, _query_heads(runner, module), runner.device) if calibration else None,
+            output_weight=partial(output_weight, runner.kv_projections.get(name), module, runner.dtype, runner.device),
         )
         found.append((layer, module))
     return found

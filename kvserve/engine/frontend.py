@@ -5,12 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 from vllm.exceptions import VLLMValidationError
-from vllm.sampling_params import SamplingParams
 
 from kvserve.engine.failure import PolicyFailed
-from kvserve.policy import Facts, Policy
+from kvserve.policy import Facts
 from kvserve.policy import request as wire
-from kvserve.policy.admission import fitting
+from kvserve.policy.admission import fitting, refuse_pictures, refuse_prompt_logprobs
 from kvserve.policy.errors import PolicyError, PolicyFault, blaming
 from kvserve.policy.request import Accepted
 from kvserve.policy.salts import salted
@@ -19,7 +18,7 @@ from kvserve.startup.options import KVOptions, switched_on
 
 CHECKING = "its request was being checked"
 
-__all__ = ["check", "defaults", "effective", "facts", "guards", "observers", "wrap"]
+__all__ = ["defaults", "effective", "facts", "guards", "observers", "wrap"]
 
 observers: list[Callable[[PolicyError | PolicyFault], None]] = []
 """Called with each refusal before it becomes an HTTP 400, and with each fault of a policy before it becomes a 500."""
@@ -44,41 +43,6 @@ def effective(extra_args: dict[str, Any] | None, vllm_config: Any) -> Accepted |
         )
     value = value if value is not None else KVOptions.of(vllm_config).policy
     return None if value is None else wire.read(value)
-
-
-def check(policy: Policy, prompt: int, params: SamplingParams, known: Facts) -> None:
-    """Refuse what can never be served; bound max_tokens by what the pool can hold for one request."""
-    _refuse_prompt_logprobs(policy, params)
-    if policy.at is not None and policy.at > prompt:
-        raise PolicyError(
-            f"kv_policy.at is {policy.at}, but the prompt has {prompt} tokens; allowed: 1 to {prompt}",
-            param="kv_policy.at",
-        )
-    if params.max_tokens is not None and known.pool_tokens:
-        params.max_tokens = fitting(policy, prompt, params.max_tokens, known)
-
-
-def _refuse_prompt_logprobs(policy: Policy, params: SamplingParams) -> None:
-    """Who asks for them wants to know what compression does to them, and it would have done nothing yet."""
-    acts = policy.at is not None or policy.text_window is not None  # while the prompt is read
-    if params.prompt_logprobs is not None and policy.compresses and not acts:
-        raise PolicyError(
-            f"kv_policy {policy.name!r} cannot be combined with the log-probabilities of the prompt (prompt_logprobs, "
-            "or echo with logprobs): a prompt is read before its cache is compressed, so they would be those of the "
-            "uncompressed model; say with kv_policy.at after how many prompt tokens to compress, or use 'full'",
-            reason="unsupported",
-        )
-
-
-def _refuse_pictures(policy: Policy, has_pictures: bool, known: Facts) -> None:
-    """Where a token of a picture has several positions, undoing the rotation by one of them would be wrong."""
-    if has_pictures and known.mrope and "rope" in policy.reads:
-        raise PolicyError(
-            f"kv_policy {policy.name!r} undoes the rotation of queries or keys, and on this model a token of a picture "
-            "or video is rotated by several positions (M-RoPE), not by one; send text only, or choose another policy",
-            param="kv_policy.name",
-            reason="unsupported",
-        )
 
 
 def wrap(process_inputs: Callable[..., Any]) -> Callable[..., Any]:
@@ -115,9 +79,12 @@ def _settle(request: Any, chosen: Accepted | None, known: Facts) -> None:
     tokens = request.prompt_token_ids if request.prompt_token_ids is not None else request.prompt_embeds
     read, text = chosen or wire.read("full")
     with blaming(read.name, CHECKING):
-        _refuse_pictures(read, bool(request.mm_features), known)
+        if request.mm_features:
+            refuse_pictures(read, known)
         policy = wire.built(text, known, len(tokens))
-        check(policy, len(tokens), params, known)
+        if params.prompt_logprobs is not None:
+            refuse_prompt_logprobs(policy)
+        params.max_tokens = fitting(policy, len(tokens), params.max_tokens, known)
         request.cache_salt = salted(request.cache_salt, policy.salt)
     if chosen is not None:
         params.extra_args = {**defaults, **(params.extra_args or {}), wire.KEY: text}

@@ -19,6 +19,7 @@ from kvserve.engine.plan import Plan
 from kvserve.engine.spec import compressible, tagged
 from kvserve.evidence.observer import Layer
 from kvserve.evidence.rope_finder import ropes_of
+from kvserve.evidence.trial_pass import tried
 from kvserve.policy import Policy
 from kvserve.policy import request as wire
 from kvserve.policy.rope import Rope
@@ -32,6 +33,7 @@ class KVRunner:
 
     kv: Compactor | None = None
     kv_ropes: dict[str, Rope]  # by layer
+    kv_projections: dict[str, Any]  # of what a layer's attention puts out, by layer
     _kv_complete: Sequence[Span] = ()  # requests whose prompt is complete when the running step is
 
     # -- start-up ------------------------------------------------------------------------------------
@@ -42,7 +44,9 @@ class KVRunner:
         specs: dict[str, KVCacheSpec] = super().get_kv_cache_spec()  # type: ignore[misc]
         attach.refuse(self, specs)
         ours = {name: spec for name, spec in specs.items() if compressible(spec)}
-        self.kv_ropes = ropes_of(self, list(ours))
+        trial = tried(self, list(ours))
+        self.kv_ropes, self.kv_projections = ropes_of(self, trial.keys), trial.projections
+        unprojected = [name for name in ours if name not in self.kv_projections]
         unknown = [name for name in ours if name not in self.kv_ropes]
         bundles = chosen(options.groups, list(ours.values()), len(specs) - len(ours), kinds, config)
         return tagged(
@@ -51,6 +55,7 @@ class KVRunner:
             kinds,
             resident_tokens=options.resident_tokens,
             rope_problem=f"what positions do to the keys of layer {unknown[0]!r} is not known" if unknown else None,
+            output_problem=f"what takes the output of layer {unprojected[0]!r} is not known" if unprojected else None,
             unrotated=sum(not rope.rotated for rope in self.kv_ropes.values()),
             bundling=bundles.why,
         )

@@ -22,7 +22,8 @@ class CompressibleSpec(FullAttentionSpec):
 
     group_tag: int = 0
     resident_tokens: int | None = None  # start-up needs room for this many tokens, not max_model_len
-    rope_problem: str | None = None  # of the model, the same for all layers, as is the next: see Facts
+    rope_problem: str | None = None  # of the model, the same for all layers, as are the next: see Facts
+    output_problem: str | None = None
     unrotated: int = 0
     bundling: str = ""  # why there are as many groups as there are
 

@@ -9,7 +9,8 @@ from kvserve.engine.rounds import Rounds
 from kvserve.policy import Facts, Moment, Policy
 from kvserve.policy import request as wire
 from kvserve.policy.admission import whole_prefill
-from kvserve.policy.requirements import Asks, whole
+from kvserve.policy.evidence import whole
+from kvserve.policy.requirements import Asks
 
 
 @dataclass

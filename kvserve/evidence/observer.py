@@ -24,6 +24,7 @@ class Layer:
     softmax: Softmax
     rope: Rope | None = None
     calibration: dict[str, Tensor] | None = None
+    output_weight: Callable[[], Tensor] | None = None  # see kvserve.evidence.output
 
 
 class Upcoming(NamedTuple):

@@ -21,7 +21,7 @@ class Probe:
 
     def sample(self, views: Sequence[LayerView], gathered: Gathered) -> None:
         """Add one complete prompt; `views` are those of all layers."""
-        self.mass.append(torch.stack([view.over_heads(_mass(view).mean(-1)) for view in views]).cpu())
+        self.mass.append(torch.stack([view.over_heads(view.mass.mean(-1)) for view in views]).cpu())
         bands = [gathered.layers[view.layer].bands for view in views]
         found = [part for part in bands if part is not None]
         if not found:
@@ -31,8 +31,3 @@ class Probe:
         self.total = total if self.total is None else self.total + total
         self.moduli = moduli if self.moduli is None else self.moduli + moduli
         self.count += found[0][0]
-
-
-def _mass(view: LayerView) -> Tensor:
-    assert view.mass is not None
-    return view.mass

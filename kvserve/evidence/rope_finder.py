@@ -4,31 +4,21 @@ The rotations that a model owns are read off its modules; which of them a layer 
 positions did to its keys in a trial pass (kvserve.evidence.trial_pass).
 """
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kvserve.evidence.trial_pass import keys_by_position, positions_of
+from kvserve.evidence.trial_pass import positions_of
 from kvserve.policy.rope import UNROTATED, Rope
-
-logger = logging.getLogger(__name__)
 
 TOLERANCE = {torch.float32: 2e-3}
 LOW_PRECISION = 4e-2  # tables of sines in 16 bits, as vLLM keeps them
 
 
-def ropes_of(runner: Any, names: Sequence[str]) -> dict[str, Rope]:
-    """How these layers rotate queries and keys; those of which that cannot be found out are left out."""
-    if not names:
-        return {}
-    try:
-        keys = keys_by_position(runner, names)
-    except Exception:  # the model's code, on input of ours: a server without two policies is better than none
-        logger.exception("kvserve could not find out what positions do to this model's keys")
-        return {}
+def ropes_of(runner: Any, keys: Mapping[str, Tensor]) -> dict[str, Rope]:
+    """How layers rotate queries and keys, by their keys in the trial pass; left out: where that cannot be found out."""
     at, known = positions_of(runner), rotations(runner.model, runner.device)
     found = {name: rotation(keys[name], at, known, runner.model_config.dtype) for name in keys}
     return {name: rope for name, rope in found.items() if rope is not None}

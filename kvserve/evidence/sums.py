@@ -9,7 +9,7 @@ from kvserve.evidence.mass import column_sums
 from kvserve.evidence.observer import Layer
 from kvserve.evidence.queries import FOLD
 from kvserve.policy.rope import Rope
-from kvserve.policy.view import Moments
+from kvserve.policy.view import QuerySums
 
 SINKS = 4  # first tokens, whose queries do not count for moments: their attention is not like the others'
 
@@ -20,7 +20,7 @@ class Sums:
 
     upto: int = 0  # queries before this logical position are counted
     mass: Tensor | None = None  # (H, G, room)
-    moments: Moments | None = None
+    moments: QuerySums | None = None
     bands: tuple[int, Tensor, Tensor] | None = None  # count, sum (Hq, R) complex64, sum of moduli (Hq, R)
 
     def add(
@@ -69,7 +69,7 @@ class Sums:
         before = self.moments
         if before is not None:
             total, outer = before.total + total, before.outer + outer
-        self.moments = Moments(len(queries) + (before.count if before else 0), total, outer)
+        self.moments = QuerySums(len(queries) + (before.count if before else 0), total, outer)
 
     def _add_bands(self, queries: Tensor, rope: Rope) -> None:
         bands = rope.bands(queries)

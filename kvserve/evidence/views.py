@@ -9,7 +9,8 @@ from torch import Tensor
 from kvserve.cache.contents import Tokens
 from kvserve.cache.records import LayerMemory, Location, Record
 from kvserve.evidence.observer import Layer
-from kvserve.policy import LayerView
+from kvserve.policy import Calibrated, LayerView, OutputWeight, Rotation
+from kvserve.policy.evidence import find
 
 
 class Views:
@@ -29,7 +30,7 @@ class Views:
             read[which] = tokens.read(where.blocks, where.slots)
             return tokens.decode(read[which])
 
-        memory = record.layers.get(layer.index)
+        memory, declared = record.layers.get(layer.index), record.asks.evidence
         view = LayerView(
             layer=layer.index,
             num_layers=self._num_layers,
@@ -42,8 +43,10 @@ class Views:
             state=_padded(memory.state, where.slots) if memory else {},
             memo=memory.memo if memory else {},
             prompt=record.prompt,
-            rope=layer.rope,
-            calibration=layer.calibration,
+            evidence=declared,
+            rope=layer.rope if find(Rotation, declared) else None,
+            calibration=layer.calibration if find(Calibrated, declared) else None,
+            output_weight=layer.output_weight if find(OutputWeight, declared) else None,
             mean_over_workers=self._mean,
         )
         for observer in record.observed:

@@ -1,7 +1,38 @@
-"""Whether a request can ever be served by this pool, decided before it waits for it."""
+"""Whether a request can ever be served by this server, decided before it waits for it."""
 
-from kvserve.policy import Facts, Policy
+from kvserve.policy import Facts, Policy, Rotation, SidePass, SummaryTokens
 from kvserve.policy.errors import PolicyError
+from kvserve.policy.evidence import find
+
+
+def refuse_prompt_logprobs(policy: Policy) -> None:
+    """Who asks for them wants to know what compression does to them, and it would have done nothing yet."""
+    acts = policy.at is not None or find(SummaryTokens, policy.evidence)  # while the prompt is read
+    if policy.compresses and not acts:
+        raise PolicyError(
+            f"kv_policy {policy.name!r} cannot be combined with the log-probabilities of the prompt (prompt_logprobs, "
+            "or echo with logprobs): a prompt is read before its cache is compressed, so they would be those of the "
+            "uncompressed model; say with kv_policy.at after how many prompt tokens to compress, or use 'full'",
+            reason="unsupported",
+        )
+
+
+def refuse_pictures(policy: Policy, facts: Facts) -> None:
+    """Where a token of a picture has several positions, undoing the rotation by one of them would be wrong."""
+    problem = None
+    if facts.mrope and find(Rotation, policy.evidence):
+        problem = (
+            "undoes the rotation of queries or keys, and on this model a token of a picture or video is rotated by "
+            "several positions (M-RoPE), not by one"
+        )
+    elif find(SidePass, policy.evidence):
+        problem = "has the model repeat the prompt, which can be done with text only"
+    if problem is not None:
+        raise PolicyError(
+            f"kv_policy {policy.name!r} {problem}; send text only, or choose another policy",
+            param="kv_policy.name",
+            reason="unsupported",
+        )
 
 
 def room(facts: Facts, seen: int) -> int:
@@ -21,12 +52,20 @@ def whole_prefill(policy: Policy, tokens: int, facts: Facts) -> bool:
     return policy.prefill == "whole" and tokens < room(facts, tokens)
 
 
-def fitting(policy: Policy, prompt: int, generate: int, facts: Facts) -> int:
+def fitting(policy: Policy, prompt: int, generate: int | None, facts: Facts) -> int | None:
     """Tokens that may be generated before the request alone would overflow an empty pool.
 
     Equals `generate` where the pool is large enough for max_model_len, which vLLM's start-up check
-    ensures unless --kv-resident-tokens lowered it. Raises PolicyError if not even one token fits.
+    ensures unless --kv-resident-tokens lowered it. Raises PolicyError if not even one token fits, or if the prompt has
+    no token at which the policy is to act.
     """
+    if policy.at is not None and policy.at > prompt:
+        raise PolicyError(
+            f"kv_policy.at is {policy.at}, but the prompt has {prompt} tokens; allowed: 1 to {prompt}",
+            param="kv_policy.at",
+        )
+    if generate is None or not facts.pool_tokens:
+        return generate
     read = policy.prompt_of(prompt)
     whole = whole_prefill(policy, read, facts)
 

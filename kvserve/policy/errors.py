@@ -1,5 +1,6 @@
 """The two errors of a policy: what a user's input can cause, and what a policy's own code can."""
 
+import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,11 @@ class PolicyError(ValueError):
         super().__init__(message)
         self.param = param
         self.reason = reason
+
+    def inside(self, field: str) -> "PolicyError":
+        """The same of a policy that is written in a field of another one."""
+        own, place = re.compile(r"\bkv_policy\b"), f"kv_policy.{field}"
+        return PolicyError(own.sub(place, str(self)), param=own.sub(place, self.param), reason=self.reason)
 
 
 class PolicyFault(Exception):

@@ -80,14 +80,14 @@ def parse(value: Any) -> Policy:
 
     Raises PolicyError naming the field, the value and what is allowed.
     """
-    fields = _fields(value)
-    name = fields.pop("name", None)
+    given = fields(value)
+    name = given.pop("name", None)
     if not isinstance(name, str):
         raise PolicyError(f"kv_policy needs a 'name' (a string), got {name!r}", param="kv_policy.name")
     cls = registry.get(name)
     with blaming(cls.name, "its parameters were being read"):
         try:
-            return cls(**fields)
+            return cls(**given)
         except ValidationError as error:
             raise _explained(cls, error) from None
 
@@ -107,7 +107,7 @@ def compressing(extra_args: dict[str, Any] | None) -> Policy | None:
 def policy_name(extra_args: dict[str, Any] | None) -> str:
     """What a request's policy is called, also if it cannot be made."""
     try:
-        return str(_fields((extra_args or {})[KEY])["name"])
+        return str(fields((extra_args or {})[KEY])["name"])
     except (KeyError, PolicyError):
         return "unknown"
 
@@ -132,7 +132,8 @@ def shown_budget(policy: Policy) -> int | float | None:
     return policy.budget if policy.compresses else None
 
 
-def _fields(value: Any) -> dict[str, Any]:
+def fields(value: Any) -> dict[str, Any]:
+    """What a user wrote, as an object. Raises PolicyError."""
     if isinstance(value, str):
         text = value.strip()
         if text.startswith("{"):

@@ -1,18 +1,28 @@
 """What a policy asks of the engine, read from it once and checked: later steps take its word from here."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from kvserve.policy import Policy
-
-GATHERED = {"mass", "moments"}
+from kvserve.policy.evidence import (
+    Evidence,
+    Mass,
+    Moments,
+    Observed,
+    Queries,
+    SidePass,
+    SummaryTokens,
+    checked,
+    find,
+)
 
 
 class Asks(NamedTuple):
-    """Named as in `Policy`. A policy that has failed asks for nothing."""
+    """A policy that has failed asks for nothing."""
 
+    evidence: tuple[Evidence, ...] = ()
     query_window: int = 0
     gathers: tuple[str, ...] = ()
-    observes: str = "prompt"
+    observes: Observed = "prompt"
     mass_every: int = 1
     own_shares: bool = False
     summaries: bool = False
@@ -22,34 +32,19 @@ class Asks(NamedTuple):
 
     @classmethod
     def of(cls, policy: Policy) -> "Asks":
-        """Raises ValueError for what the engine cannot give, and whatever the policy raises."""
+        """Raises TypeError or ValueError for what the engine cannot give, and whatever the policy raises."""
+        evidence = checked(f"{type(policy).__name__}.evidence", policy.evidence)
+        queries, mass, text = find(Queries, evidence), find(Mass, evidence), find(SummaryTokens, evidence)
+        sums = [one for one in (mass, find(Moments, evidence)) if one is not None]
         return cls(
-            query_window=whole("query_window", policy.query_window, 0),
-            gathers=_gathered(tuple(policy.gathers)),
-            observes=_one_of("observes", policy.observes, ("prompt", "all")),
-            mass_every=whole("mass_every", policy.mass_every, 1),
+            evidence,
+            query_window=queries.last if queries else 0,
+            gathers=tuple(one.name for one in sums),
+            observes=sums[0].observes if sums else "prompt",
+            mass_every=mass.every if mass else 1,
             own_shares=bool(policy.own_shares),
-            summaries="summaries" in policy.reads,
-            side_pass="repeated" in policy.reads,
-            text_window=whole("text_window", policy.text_window or 0, 0),
-            summarised=bool(policy.summarised),
+            summaries=text is not None,
+            side_pass=find(SidePass, evidence) is not None,
+            text_window=text.window or 0 if text else 0,
+            summarised=text.made if text else True,
         )
-
-
-def whole(name: str, value: Any, least: int) -> int:
-    """A count that a policy gave. Raises ValueError if it is none."""
-    if not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} is {value!r}; allowed: a whole number >= {least}")
-    return value
-
-
-def _gathered(names: tuple[str, ...]) -> tuple[str, ...]:
-    if not set(names) <= GATHERED:
-        raise ValueError(f"gathers is {names!r}; allowed: {', '.join(sorted(GATHERED))}")
-    return names
-
-
-def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> Any:
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
-    return value

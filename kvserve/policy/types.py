@@ -33,6 +33,7 @@ class Facts(NamedTuple):
     tensor_parallel: int = 1  # workers among which the KV heads of a layer are split
     calibrated: tuple[str, ...] = ()  # statistics in the server's calibration file; see kvserve.evidence.calibration
     rope_problem: str | None = None  # why what positions do to queries and keys cannot be undone; None: it can
+    output_problem: str | None = None  # why the output projections of layers cannot be read; None: they can
     unrotated: int = 0  # of the compressible layers, those without RoPE
     mrope: bool = False  # tokens of pictures have several positions (M-RoPE), those of text one
     summaries: Summaries | None = None  # None: the model has no summary parameters

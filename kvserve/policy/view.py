@@ -3,16 +3,60 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, overload
 
 import torch
 from torch import Tensor
 
+from kvserve.policy.evidence import (
+    Calibrated,
+    Evidence,
+    Mass,
+    Moments,
+    OutputWeight,
+    Queries,
+    Rotation,
+    SidePass,
+    SummaryTokens,
+)
 from kvserve.policy.rope import Rope
 from kvserve.policy.softmax import Softmax
 
+T = TypeVar("T")
 
-class Moments(NamedTuple):
+
+class Given(Generic[T]):
+    """A member that a view has if the policy declares this kind of evidence; without it, reading it raises."""
+
+    def __init__(self, kind: type[Evidence]) -> None:
+        self._kind = kind
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, view: None, owner: type) -> None: ...
+    @overload
+    def __get__(self, view: "LayerView", owner: type) -> T: ...
+    def __get__(self, view: "LayerView | None", owner: type) -> T | None:
+        if view is None:  # the default of the dataclass's field
+            return None
+        found: T | None = vars(view).get(self._name)
+        if found is not None:
+            return found
+        kind = self._kind.__name__
+        if any(isinstance(one, self._kind) for one in view.evidence):
+            raise RuntimeError(f"view.{self._name} is not known yet in layer {view.layer}, though {kind} is declared")
+        raise RuntimeError(
+            f"the policy reads view.{self._name} and does not declare {kind}: add it to `reads`, or to `evidence` if "
+            f"it depends on parameters; declared: {', '.join(map(repr, view.evidence)) or 'nothing'}"
+        )
+
+    def __set__(self, view: "LayerView", value: T | None) -> None:
+        vars(view)[self._name] = value
+
+
+class QuerySums(NamedTuple):
     """Sums over the pre-RoPE queries of a request, per query head: of each query, and of its outer product."""
 
     count: int  # type: ignore[assignment]
@@ -20,13 +64,13 @@ class Moments(NamedTuple):
     outer: Tensor  # (H * G, D, D) float32
 
 
-@dataclass
+@dataclass(repr=False, eq=False)
 class LayerView:
     """One layer of one request at the moment of a compaction. Slots are in order of age, oldest first.
 
     Shapes: H local KV heads, G query heads per KV head, n slots held, D head size, W captured queries.
     Keys and queries are post-RoPE. `load` reads the "keys" or the "values", (H, n, D) float32, on first use.
-    `mass` and `moments` are there if the policy names them in `reads`; see `Policy.gathers`.
+    What is `Given` is there if the policy declares it; see `kvserve.policy.evidence`.
     """
 
     layer: int
@@ -37,17 +81,20 @@ class LayerView:
     load: Callable[[Literal["keys", "values"]], Tensor]
     softmax: Softmax = field(default_factory=Softmax)  # how products of queries and keys become attention
     head_offset: int = 0  # index of the first local KV head in the whole model (tensor parallelism)
-    queries: Tensor | None = None  # (W, H * G, D) float32, oldest first
-    query_positions: Tensor | None = None  # (W,) int64
+    prompt: int = 0  # tokens of the request's prompt
     state: dict[str, Tensor] = field(default_factory=dict)  # (H, n, ...): carried through compactions
     memo: dict[str, Any] = field(default_factory=dict)  # what the policy notes about this layer; kept as it is
-    prompt: int = 0  # tokens of the request's prompt
-    mass: Tensor | None = None  # (H, n, G) float32: attention that each slot got, summed over the queries seen
-    moments: Moments | None = None
-    repeated: Tensor | None = None  # (H, n) float32: the most attention that each slot got as the prompt was repeated
-    rope: Rope | None = None  # how queries and keys of this layer were rotated
-    calibration: dict[str, Tensor] | None = None  # this layer's statistics of local heads; see evidence.calibration
-    summaries: Callable[[int, int], tuple[Tensor, Tensor]] | None = None  # of chunks [a, b): keys, values (H, b - a, D)
+    evidence: tuple[Evidence, ...] = ()  # that the policy declares
+    queries: Given[Tensor] = Given(Queries)  # (W, H * G, D) float32, oldest first
+    query_positions: Given[Tensor] = Given(Queries)  # (W,) int64
+    mass: Given[Tensor] = Given(Mass)  # (H, n, G) float32: attention that each slot got, summed over the queries seen
+    moments: Given[QuerySums] = Given(Moments)
+    repeated: Given[Tensor] = Given(SidePass)  # (H, n) float32: the most attention that each slot got then
+    rope: Given[Rope] = Given(Rotation)  # how queries and keys of this layer were rotated
+    calibration: Given[dict[str, Tensor]] = Given(Calibrated)  # statistics of local heads; see evidence.calibration
+    output_weight: Given[Callable[[], Tensor]] = Given(OutputWeight)  # () -> (H, G, D, hidden) float32
+    summaries: Given[Callable[[int, int], tuple[Tensor, Tensor]]] = Given(SummaryTokens)
+    """Of chunks [a, b): keys and values (H, b - a, D)."""
     mean_over_workers: Callable[[Tensor], Tensor] = lambda x: x  # under tensor parallelism
 
     @property
@@ -104,8 +151,6 @@ class LayerView:
         return torch.stack(results)
 
     def _recent_queries(self, last: int | None) -> tuple[Tensor, Tensor]:
-        if self.queries is None or self.query_positions is None:
-            raise RuntimeError("this policy reads queries but does not declare query_window")
         start = 0 if last is None else max(0, len(self.queries) - last)
         return self.queries[start:], self.query_positions[start:]
 

@@ -58,6 +58,7 @@ def made_of(vllm_config: Any, kv_cache_config: Any) -> Facts:
         tensor_parallel=parallel.tensor_parallel_size,
         calibrated=calibration.parts if calibration else (),
         rope_problem=next((note(g.kv_cache_spec, "rope_problem") for g in groups), None),
+        output_problem=next((note(g.kv_cache_spec, "output_problem") for g in groups), None),
         unrotated=next((note(g.kv_cache_spec, "unrotated") for g in groups), 0),
         mrope=bool(vllm_config.model_config.uses_mrope),
         summaries=summary_file.about_for(vllm_config),

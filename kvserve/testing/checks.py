@@ -128,7 +128,9 @@ def repeatable(policy: Policy) -> None:
 
 def heads_apart(policy: Policy) -> None:
     """What a KV head keeps does not depend on another one, or, with per_head = False, all keep the same."""
-    policy = with_budget(policy, _small(policy))
+    policy, within = with_budget(policy, _small(policy)), getattr(policy, "of", policy)
+    if policy.per_head and not within.per_head:
+        return  # a policy around one that looks at all heads
     before = random_layer(slots=SLOTS)
     keys = before.keys.clone()
     keys[1] = random_layer(2, slots=SLOTS).keys[1]
@@ -208,9 +210,12 @@ def _padded(state: Tensor) -> Tensor:
 
 def _placed(view: LayerView) -> LayerView:
     """The same view with all its tensors on a device that is not the CPU."""
-    shown = {field.name: getattr(view, field.name) for field in fields(view)}
+    shown = {field.name: vars(view)[field.name] for field in fields(view)}
     moved = tree_map(lambda each: place(each) if isinstance(each, Tensor) else each, shown)
-    return LayerView(**{**moved, "load": lambda which: place(view.load(which))})
+    moved["load"] = lambda which: place(view.load(which))
+    if shown["output_weight"] is not None:
+        moved["output_weight"] = lambda: place(view.output_weight())
+    return LayerView(**moved)
 
 
 def _slots(choice: Tensor | Merged) -> Tensor:
@@ -223,6 +228,7 @@ def _small(policy: Policy) -> int:
 
 def _protected(policy: Policy) -> set[int]:
     """Slots that the policy's own parameters keep: the first ones, and the newest as far as `protected` counts them."""
+    policy = getattr(policy, "of", policy)
     sinks = getattr(policy, "sinks", 0)
     newest = [getattr(policy, name, 0) for name in ("recent", "window")]
     recent = max((count for count in newest if sinks + count <= policy.protected), default=0)

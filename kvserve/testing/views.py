@@ -1,14 +1,14 @@
 """Layer views made from tensors, as the engine would make them after it has read a prompt."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from kvserve.policy import LayerView, Moments, Policy, Rope, Softmax
-
-EVIDENCE = ("mass", "moments", "calibration")
-"""What is worked out from queries and keys."""
+from kvserve.policy import Evidence, LayerView, Policy, QuerySums, Rope, Softmax
+from kvserve.policy.evidence import KINDS, Queries, find
+from kvserve.policy.requirements import Asks
 
 
 def layer_view(
@@ -18,7 +18,7 @@ def layer_view(
 
     keys, values: (H, n, D), after RoPE, tensors or nested lists; without values, reading them is an error.
     queries: (W, H * G, D), after RoPE, oldest first; those of the last W tokens. Attention mass, moments and
-    calibration are worked out from them.
+    calibration are worked out from them; they stand for those of a repetition of the prompt, too.
     policy: leave out the evidence that this policy does not read.
     fields: any other field of `LayerView`, in the place of what stands here, for example `positions` or `state`.
     """
@@ -36,6 +36,7 @@ def layer_view(
         load=fields.pop("load", lambda which: _content(contents, which)),
         softmax=fields.pop("softmax", Softmax(keys.shape[2] ** -0.5)),
         prompt=fields.pop("prompt", logical),
+        evidence=_declared(policy),
         rope=fields.pop("rope", Rope(1e4 ** (-torch.arange(keys.shape[2] // 2).double() * 2 / keys.shape[2]))),
     )
     if queries is not None:
@@ -84,26 +85,43 @@ def _content(contents: dict[str, Tensor | None], which: str) -> Tensor:
     return found
 
 
+def _declared(policy: Policy | None) -> tuple[Evidence, ...]:
+    """What `policy` may read of a view; without one, all there is."""
+    if policy is not None:
+        return Asks.of(policy).evidence
+    return tuple(Queries(1) if kind is Queries else kind() for kind in KINDS)
+
+
 def _add_evidence(view: LayerView, queries: Tensor, at: Any, policy: Policy | None) -> None:
     """Add what the policy reads of the queries: the last ones, and what is summed up over all of them."""
-    wanted = EVIDENCE if policy is None else policy.reads
+    wanted = {one.name for one in view.evidence}
+    view.evidence, declared = _declared(None), view.evidence
     view.queries, view.query_positions = queries, torch.as_tensor(at, device=queries.device)
-    assert view.rope is not None
     before = view.rope.undo(queries, view.query_positions)
-    if "mass" in wanted:
+    if wanted & {"mass", "repeated"}:
         view.mass = view.per_head(lambda probs, _: probs.sum(dim=1).T)
+        view.repeated = view.per_head(lambda probs, _: probs.amax(dim=(0, 1)))
     if "moments" in wanted:
-        view.moments = Moments(len(before), before.sum(0), torch.einsum("whd,whe->hde", before, before))
+        view.moments = QuerySums(len(before), before.sum(0), torch.einsum("whd,whe->hde", before, before))
     if "calibration" in wanted:
         view.calibration = calibration(before, view.rope)
+    if "output_weight" in wanted:
+        view.output_weight = partial(output_weight, view.num_heads, queries)
+    view.evidence = declared
     if policy is not None:
-        _leave_queries(view, policy.query_window)
+        _leave_queries(view, find(Queries, declared))
 
 
-def _leave_queries(view: LayerView, last: int) -> None:
+def output_weight(heads: int, queries: Tensor) -> Tensor:
+    """(H, G, D, 24): a projection of what attention puts out, the same for the same sizes."""
+    sizes = heads, queries.shape[1] // heads, queries.shape[2], 24
+    return torch.randn(sizes, generator=torch.Generator().manual_seed(1)).to(queries.device)
+
+
+def _leave_queries(view: LayerView, declared: Queries | None) -> None:
     """Show only the last ones, as many as the engine captures for the policy."""
-    if not last:
-        view.queries = view.query_positions = None
-        return
-    assert view.queries is not None and view.query_positions is not None
-    view.queries, view.query_positions = view.queries[-last:], view.query_positions[-last:]
+    last = declared.last if declared else 0
+    view.queries, view.query_positions = (
+        view.queries[-last:] if last else None,
+        view.query_positions[-last:] if last else None,
+    )

@@ -10,9 +10,10 @@ from typing import Any
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from kvserve.policy import Policy
+from kvserve.policy import Policy, SummaryTokens
 from kvserve.policy import request as wire
 from kvserve.policy.errors import PolicyError
+from kvserve.policy.evidence import find
 from server.http.choice import HEADER
 from server.http.errors import refused
 from server.http.spelling import refuse_misspelt
@@ -75,7 +76,7 @@ def _check(path: str, request: Request, fields: dict[str, Any]) -> None:
     default = _default(request)
     if default is None or not default.compresses:
         return
-    if path in READING and default.at is None and default.text_window is None:
+    if path in READING and default.at is None and not find(SummaryTokens, default.evidence):
         raise PolicyError(
             f"{path} reads the log-probabilities of one token after the prompt, before anything is compressed, and "
             f"this server compresses by default (--kv-policy {default.name}): start it without, or with an 'at'",

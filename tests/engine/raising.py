@@ -10,7 +10,19 @@ from typing import Any, ClassVar
 import torch
 from pydantic import Field, model_validator
 
-from kvserve.policy import Facts, GathersMass, LayerView, Merged, Moment, ScoringPolicy, registry, request
+from kvserve.policy import (
+    Evidence,
+    Facts,
+    GathersMass,
+    Keys,
+    LayerView,
+    Mass,
+    Merged,
+    Moment,
+    ScoringPolicy,
+    registry,
+    request,
+)
 from policies.ksa import KSA
 
 CALLS: Counter[tuple[str, str]] = Counter()
@@ -18,7 +30,7 @@ CALLS: Counter[tuple[str, str]] = Counter()
 
 WHERE = (
     *("validator", "check", "settled", "salt", "prompt_of", "peak", "chunked_peak", "target", "due", "due_text"),
-    *("shares", "shares_few", "query_window", "gathers", "mass_every", "own_shares"),  # asked by the scheduler too
+    *("shares", "shares_few", "evidence", "own_shares"),  # asked by the scheduler too
     *("own_shares_of", "shares_length", "shares_nan", "scores", "scores_shape", "scores_nan"),
     *("select", "choose", "consumed", "shape", "range", "repeated", "order", "dtype", "list", "missing"),
     *("merged", "merged_shape", "merged_nan"),
@@ -30,7 +42,7 @@ class Raising(GathersMass, ScoringPolicy):
     """Keeps the tokens with the largest attention mass, until it fails."""
 
     name: ClassVar[str] = "raising"
-    reads: ClassVar[tuple[str, ...]] = ("mass", "keys")
+    reads: ClassVar[tuple[Evidence, ...]] = (Mass(), Keys())
 
     where: str = Field("", description="The method that raises, or what is wrong with what it returns")
     after: int = Field(0, ge=0, description="Calls of it in a process that go well")
@@ -99,19 +111,9 @@ class Raising(GathersMass, ScoringPolicy):
         return [keep] if self._fails("shares_few") else None
 
     @property
-    def query_window(self) -> int:
-        self._maybe("query_window")
-        return 0
-
-    @property
-    def gathers(self) -> tuple[str, ...]:
-        self._maybe("gathers")
-        return super().gathers
-
-    @property
-    def mass_every(self) -> int:
-        self._maybe("mass_every")
-        return super().mass_every
+    def evidence(self) -> tuple[Evidence, ...]:
+        self._maybe("evidence")
+        return super().evidence
 
     @property
     def own_shares(self) -> bool:
@@ -130,7 +132,6 @@ class Raising(GathersMass, ScoringPolicy):
 
     def scores(self, view: LayerView) -> torch.Tensor:
         self._maybe("scores")
-        assert view.mass is not None
         self._maybe("swallow")
         mass = view.mass.sum(-1)
         try:

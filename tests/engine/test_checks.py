@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import pytest
 
-from kvserve.policy import ScoringPolicy, registry, request
+from kvserve.policy import Evidence, Keys, ScoringPolicy, registry, request
 from kvserve.testing import engine as checked
 from models import MINI
 
@@ -13,7 +13,7 @@ class Moody(ScoringPolicy):
     """Scores that depend on how often any request has asked before."""
 
     name: ClassVar[str] = "moody"
-    reads: ClassVar[tuple[str, ...]] = ("keys",)
+    reads: ClassVar[tuple[Evidence, ...]] = (Keys(),)
     asked: ClassVar[list[int]] = []
 
     def scores(self, view):

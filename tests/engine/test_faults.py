@@ -128,7 +128,7 @@ def test_parts_of_what_has_a_summary(tmp_path):
 # -- tensor parallelism: it fails on one worker, and the other must not wait for it ---------------------
 
 ON_ONE = {
-    **dict.fromkeys(["gathers", "settled", "own_shares_of"], 0),  # asked once
+    **dict.fromkeys(["own_shares", "settled", "own_shares_of"], 0),  # asked once
     **dict.fromkeys(["select", "shape", "scores_nan", "swallow", "more_means"], 0),
     **dict.fromkeys(["consumed", "scores"], 5),  # while generating
 }

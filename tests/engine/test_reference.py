@@ -11,6 +11,11 @@ from tests.engine.harness import MINI
 
 
 @lru_cache
+def mini():
+    return reference.load(str(MINI))
+
+
+@lru_cache
 def statistics():
     """TriAttention's statistics of queries, from the reference's own pass over a text of random tokens."""
     return reference.query_statistics(reference.load(str(MINI)), harness.tokens(1024, seed=99))
@@ -61,6 +66,16 @@ CASES = [
     ),
     ("elastic-cache", {"budget": 64, "merge": "none"}, lambda: reference.elastic(64, merge="none")),
     ("elastic-cache", {"budget": 90, "distance": 7}, lambda: reference.elastic(90, distance=7)),
+    ("chunkkv", {"budget": 100}, lambda: reference.chunkkv(100)),
+    (
+        "chunkkv",
+        {"budget": 95, "chunk": 7, "of": {"name": "snapkv", "kernel": 1, "window": 16}},
+        lambda: reference.chunkkv(95, 7, 16),
+    ),
+    ("criticalkv", {"budget": 100}, lambda: reference.criticalkv(mini(), 100)),
+    ("lagkv", {"budget": 120, "lag": 64}, lambda: reference.lagkv(120, 64)),
+    ("lagkv", {"budget": 100, "lag": 32, "slack": 32, "sinks": 4}, lambda: reference.lagkv(100, 32, 4, slack=32)),
+    ("kvzip", {"budget": 100}, lambda: reference.kvzip(mini(), MINI, lambda n: harness.tokens(n, seed=7), 100)),
     trig("per_head", budget=40),
     trig("per_layer_per_head", budget=50),
     trig("union", budget=40),

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-import transformers
 
 from kvserve.evidence import repeat
-from kvserve.policy import LayerView, ScoringPolicy, registry
+from kvserve.policy import LayerView, ScoringPolicy, SidePass, registry
 from models import MINI
-from tests.engine import harness
+from tests.engine import harness, reference
 
 PROMPT = harness.tokens(300, seed=5)
 SEEN: list[dict[int, torch.Tensor]] = []
@@ -17,7 +16,7 @@ class Repeating(ScoringPolicy):
     """Keeps what was looked at as the prompt was repeated; notes what it was shown."""
 
     name = "repeating"
-    reads = ("repeated",)
+    reads = (SidePass(),)
 
     def scores(self, view: LayerView) -> torch.Tensor:
         if view.layer == 0:
@@ -37,35 +36,6 @@ def llm():
     registry.installed().update(before)
 
 
-def asked(prompt, start):
-    """The words that the paper asks with, as tokens."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(MINI)
-
-    def encode(text):
-        return tokenizer.encode(text, add_special_tokens=False)
-
-    if start == 0:
-        return encode("\n\nRepeat the previous context:")
-    return [*encode("\n\nRepeat the previous context starting with `"), *prompt[start - 8 : start], *encode("`:")]
-
-
-def expected(prompt, chunk):
-    """(layers, H, n): straight from the paper, with the whole matrix of attention."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(MINI, dtype=torch.float32, attn_implementation="eager")
-    heads, scores = model.config.num_key_value_heads, None
-    for start in range(0, len(prompt), chunk):
-        part = prompt[start : start + chunk]
-        rows = [*asked(prompt, start), *part]
-        with torch.no_grad():
-            out = model(torch.tensor([[*prompt, *rows]]), output_attentions=True)
-        seen = torch.stack([layer[0, :, len(prompt) :] for layer in out.attentions])  # (L, Hq, r, n + r)
-        few = torch.cat([seen[..., start : start + len(part)], seen[..., len(prompt) :]], dim=-1)
-        few = few / few.sum(-1, keepdim=True)  # the softmax over these alone
-        most = few[..., : len(part)].amax(2).unflatten(1, (heads, -1)).amax(2)
-        scores = most if scores is None else torch.cat([scores, most], dim=-1)
-    return scores
-
-
 @pytest.mark.parametrize("chunk", [2048, 128])
 def test_the_most_attention_of_a_repetition(llm, monkeypatch, chunk):
     monkeypatch.setattr(repeat, "CHUNK", chunk)
@@ -73,7 +43,9 @@ def test_the_most_attention_of_a_repetition(llm, monkeypatch, chunk):
     [output] = harness.generate(llm, [PROMPT], ["repeating:0.5"], 5)
     assert harness.outcome(output)["compactions"] == 1
     found = torch.stack([SEEN[0][layer] for layer in sorted(SEEN[0])])
-    torch.testing.assert_close(found, expected(PROMPT, chunk), atol=2e-4, rtol=2e-3)
+    torch.testing.assert_close(
+        found, reference.repetition(reference.load(str(MINI)), MINI, tuple(PROMPT), chunk), atol=2e-4, rtol=2e-3
+    )
 
 
 def test_nothing_enters_the_cache_and_neighbours_are_left_alone(llm):

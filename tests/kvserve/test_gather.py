@@ -1,6 +1,6 @@
 """Counting queries: in chunks, late, every n-th, and through a compaction, against the whole matrix."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ import torch
 from kvserve.cache.records import Location, Record, Span
 from kvserve.evidence.gather import Gatherer
 from kvserve.evidence.queries import FOLD, QueryRings
-from kvserve.policy import Policy
+from kvserve.policy import Evidence, Mass, Moments, Policy
 from kvserve.policy.requirements import Asks
 from kvserve.policy.rope import Rope
 from kvserve.policy.softmax import Softmax
@@ -21,13 +21,11 @@ CPU = torch.device("cpu")
 
 class Watching(Policy):
     name: ClassVar[str] = "watching"
-    reads: ClassVar[tuple[str, ...]] = ("mass", "moments")
-    observes: ClassVar[Literal["prompt", "all"]] = "all"
     every: int = 1
 
     @property
-    def mass_every(self) -> int:
-        return self.every
+    def evidence(self) -> tuple[Evidence, ...]:
+        return Mass(self.every, observes="all"), Moments(observes="all")
 
 
 class World:

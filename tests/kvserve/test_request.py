@@ -16,7 +16,7 @@ GOOD = [
     ("full", {"name": "full"}),
 ]
 BAD = [
-    ("nope", "kv_policy", "installed: elastic-cache, expected-attention, full, h2o, keydiff"),
+    ("nope", "kv_policy", "installed: chunkkv, criticalkv, elastic-cache, expected-attention, full, h2o, keydiff"),
     ("", "kv_policy", "'name' or 'name:budget'"),
     (7, "kv_policy", "got int"),
     ("{'a'", "kv_policy", "not valid JSON"),

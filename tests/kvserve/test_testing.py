@@ -6,7 +6,7 @@ import pytest
 import torch
 from pydantic import Field
 
-from kvserve.policy import ScoringPolicy, registry, request
+from kvserve.policy import Evidence, Keys, ScoringPolicy, registry, request
 from kvserve.testing import checks, layer_view, random_layer
 
 
@@ -43,8 +43,11 @@ def test_a_policy_sees_no_more_than_it_reads():
     made = random_layer()
     seen = made.view(request.parse({"name": "snapkv", "window": 32}))
     assert len(seen.queries) == 32 and seen.query_positions.tolist() == list(range(668, 700))
-    assert seen.mass is seen.moments is seen.calibration is None
-    assert made.view(request.parse("knorm")).queries is None
+    for missing, kind in (("mass", "Mass"), ("moments", "Moments"), ("calibration", "Calibrated")):
+        with pytest.raises(RuntimeError, match=f"reads view.{missing} and does not declare {kind}"):
+            getattr(seen, missing)
+    with pytest.raises(RuntimeError, match="does not declare Queries"):
+        _ = made.view(request.parse("knorm")).queries
     assert made.view(request.parse("h2o")).mass is not None
 
 
@@ -55,7 +58,7 @@ class Sound(ScoringPolicy):
     """Keep the largest keys."""
 
     name: ClassVar[str] = "sound"
-    reads: ClassVar[tuple[str, ...]] = ("keys",)
+    reads: ClassVar[tuple[Evidence, ...]] = (Keys(),)
 
     def scores(self, view):
         return view.keys.norm(dim=-1)

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from kvserve.policy import Facts, Moment, Moments, PolicyError, Rope, Softmax, request
+from kvserve.policy import Facts, Mass, Moment, PolicyError, Queries, QuerySums, Rope, Softmax, request
+from kvserve.policy.evidence import find
 from policies import rkv
 from tests.policies.test_toys import rows_as_keys, view
 
@@ -38,7 +39,7 @@ class TestH2O:
 
     def test_a_round_needs_the_sums_of_all_queries(self):
         policy = request.parse("h2o:100")
-        assert (policy.gathers, policy.observes, policy.protected) == (("mass",), "all", 1)
+        assert (policy.evidence, policy.protected) == ((Mass(observes="all"),), 1)
         assert policy.due(Moment(256, 228, "decode")) == 100
 
 
@@ -130,7 +131,7 @@ class TestScissorhandsVariants:
         def values(**fields):
             policy = request.parse({"name": "scissorhands", "budget": 200, **fields})
             assert request.parse(request.dump(policy)) == policy
-            return policy.sinks, policy.recent, policy.query_window
+            return policy.sinks, policy.recent, find(Queries, policy.evidence).last
 
         assert values() == (0, 10, 400)
         assert values(variant="cold-compress") == (4, 10, 400)
@@ -189,7 +190,7 @@ class TestRKV:
     def test_it_acts_while_generating(self):
         policy = request.parse("rkv:512")
         assert policy.due(Moment(1280, 640, "decode")) == 512
-        assert (policy.window, policy.kernel, policy.mix, policy.query_window) == (8, 7, 0.1, 8)
+        assert (policy.window, policy.kernel, policy.mix, find(Queries, policy.evidence).last) == (8, 7, 0.1, 8)
 
 
 def turned(x, position, rope, width):
@@ -220,7 +221,7 @@ class TestExpectedAttention:
         queries = torch.randn(400, heads * group, self.D, generator=g) * 0.8 + torch.randn(self.D, generator=g)
         made = view([list(range(slots))] * heads, keys=keys.tolist())
         made.load = lambda which: keys if which == "keys" else values
-        made.moments = Moments(400, queries.sum(0), torch.einsum("whd,whe->hde", queries, queries))
+        made.moments = QuerySums(400, queries.sum(0), torch.einsum("whd,whe->hde", queries, queries))
         made.rope, made.softmax = rope, Softmax(0.4)
         return made, queries.double()
 
@@ -262,7 +263,7 @@ class TestExpectedAttention:
         rope = Rope(torch.tensor([0.5]).double())
         seen = view([[0, 1, 2]], keys=[[[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]])
         query = torch.tensor([[1.0, 2.0]])
-        seen.moments, seen.rope = Moments(3, 3 * query, 3 * query[:, :, None] * query[:, None, :]), rope
+        seen.moments, seen.rope = QuerySums(3, 3 * query, 3 * query[:, :, None] * query[:, None, :]), rope
         c, s = math.cos(1.5), math.sin(1.5)
         x, y = c - 2 * s, 2 * c + s  # (1, 2) turned by 3 * 0.5
         attention = torch.tensor([x, y, x + y]).softmax(-1)

@@ -53,7 +53,7 @@ def test_check_policy_says_what_it_found(capsys: pytest.CaptureFixture[str], mon
 
 def test_check_policy_lists_what_is_installed_and_what_is_allowed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["check-policy", "nope"]) == 2
-    assert "installed: elastic-cache, expected-attention" in capsys.readouterr().err
+    assert "installed: chunkkv, criticalkv, elastic-cache, expected-attention" in capsys.readouterr().err
     assert cli.main(["check-policy", '{"name": "snapkv", "window": 0}']) == 2
     assert "kv_policy.window is 0" in capsys.readouterr().err
 

@@ -49,7 +49,7 @@ def test_the_error_names_policy_and_cause(server, where):
 
 def test_a_stream_that_fails_before_its_first_token(server):
     """A plain error, or an error event where the headers were sent by then."""
-    policy = asked("gathers", times=10**9, key="stream gathers")
+    policy = asked("own_shares", times=10**9, key="stream start")
     with pytest.raises(openai.APIError, match="kv_policy 'raising' failed while "):
         list(server.complete(PROMPT, policy, stream=True))
 
@@ -93,7 +93,7 @@ ROUTES = {
 
 
 @pytest.mark.parametrize("path", ROUTES)
-@pytest.mark.parametrize("where", ["validator", "gathers", "select"])
+@pytest.mark.parametrize("where", ["validator", "own_shares", "select"])
 def test_other_routes(server, path, where):
     body = {"model": MODEL, "ignore_eos": True, **ROUTES[path], "kv_policy": asked(where, key=f"{path}{where}")}
     answer = server.http.post(path, json=body)

@@ -8,6 +8,7 @@ from tests.engine.reference.baselines import keydiff, knorm, snapkv, streaming, 
 from tests.engine.reference.engine import Keep, Merge, Round, Trace, load, recorded_queries, run, traced
 from tests.engine.reference.evidence import expected_attention, h2o, rkv
 from tests.engine.reference.fixed import elastic, prefixkv
+from tests.engine.reference.newer import chunkkv, criticalkv, kvzip, lagkv, repetition
 from tests.engine.reference.trigonometry import query_statistics, triattention
 from tests.engine.reference.votes import cold_compress, official, scissorhands
 
@@ -16,17 +17,22 @@ __all__ = [
     "Merge",
     "Round",
     "Trace",
+    "chunkkv",
     "cold_compress",
+    "criticalkv",
     "elastic",
     "expected_attention",
     "h2o",
     "keydiff",
     "knorm",
+    "kvzip",
+    "lagkv",
     "load",
     "official",
     "prefixkv",
     "query_statistics",
     "recorded_queries",
+    "repetition",
     "rkv",
     "run",
     "scissorhands",
