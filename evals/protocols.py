@@ -49,7 +49,8 @@ def kv_policy(
         made |= {"budget": sizes.prompt + int(budget)}
     else:
         made |= {"budget": budget}
-    return {**{name: value for name, value in made.items() if name in known}, **fields}
+    given = {name: value for name, value in fields.items() if name != "of" or "of" not in made}
+    return {**{name: value for name, value in made.items() if name in known}, **given}
 
 
 def _prompt(sizes: Sizes, protocol: str, budget: float) -> dict[str, Any]:
@@ -60,6 +61,10 @@ def _protected(fields: Mapping[str, Any], known: Mapping[str, Any], budget: int,
     """Keep the prompt as the policy itself does, or else as sinks; what it has shares of, it shares out beside it."""
     if "protect_prompt" in known:
         return {"budget": budget}
+    if "of" in known:  # what a wrapped policy protects, its wrapper does
+        inner = fields.get("of", known["of"]["default"])
+        inner = {"name": inner} if isinstance(inner, str) else dict(inner)
+        return {"budget": prompt + budget, "of": {**inner, "sinks": prompt}}
     if "sinks" not in known:
         raise Unsuitable(f"{fields['name']!r} has no parameter that protects the prompt")
     part = budget / (prompt + budget)

@@ -6,6 +6,8 @@ from tests.clients.scraper import scraping
 from tests.server.running import Server
 
 SECONDS = 60.0
+TOKENS = 2000
+"""Of an answer: some seconds, in which there are scrapes enough on a busy machine as well."""
 
 
 def test_scrapes_during_the_start(running: Running) -> None:
@@ -21,9 +23,9 @@ def test_scrapes_during_the_start(running: Running) -> None:
 def test_every_scrape_under_load_is_answered_whole(server: Server) -> None:
     before = server.metric("vllm:generation_tokens_total")
     with scraping(server.url) as scraper:
-        running = streams(server, tokens=300)
+        running = streams(server, tokens=TOKENS)
         assert all(stream.ended(SECONDS) for stream in running)
     assert [stream.end for stream in running] == ["length"] * len(running)
-    assert server.metric("vllm:generation_tokens_total") == before + 300 * len(running)
+    assert server.metric("vllm:generation_tokens_total") == before + TOKENS * len(running)
     assert len(scraper.answers) == len(scraper.scrapes) > 10
     assert scraper.unfit == []

@@ -185,13 +185,13 @@ def test_rejections_by_reason(server: Server) -> None:
 def test_pool_and_running_requests(server: Server) -> None:
     block, change = block_bytes(), Change(server)
     for policy in ("full", "streaming:256"):
-        stream = server.complete(_tokens(1400, 1), policy, max_tokens=400, stream=True)
+        stream = server.complete(_tokens(700, 1), policy, max_tokens=1300, stream=True)
         for _ in range(3):
             next(stream)
         wait_for(lambda: [r["stage"] for r in server.stats()["running"]] == ["decode"])
         (stats, samples) = _at_one_moment(server)
         if policy != "full":  # as soon as they are free, not at the request's end
-            assert change.of("kvserve_blocks_freed_total", "streaming") >= ceil(1400 / BLOCK) - 256 / BLOCK
+            assert change.of("kvserve_blocks_freed_total", "streaming") >= ceil(700 / BLOCK) - 256 / BLOCK
         stream.close()
         (running,) = stats["running"]
         assert running["policy"] == policy.partition(":")[0]
@@ -227,12 +227,12 @@ def test_pressure(server: Server) -> None:
 
 
 def _overfill(server: Server, policy: Any) -> tuple[Change, Any]:
-    """A request that grows to 15 blocks, and beside it one of `policy` that grows from 8 to 13; its usage."""
+    """A request that grows from 3 to 16 blocks, and beside it one of `policy` that grows from 8 to 16; its usage."""
     change = Change(server)
-    first = server.complete(_tokens(1300, next(SEEDS)), "full", max_tokens=600, stream=True)
+    first = server.complete(_tokens(300, next(SEEDS)), "full", max_tokens=1700, stream=True)
     next(first)
-    usage = server.complete(_tokens(1000, next(SEEDS)), policy, max_tokens=600).usage
-    assert usage.completion_tokens == 600
+    usage = server.complete(_tokens(1000, next(SEEDS)), policy, max_tokens=1000).usage
+    assert usage.completion_tokens == 1000
     for _ in first:
         pass
     wait_for(lambda: sum(change.of("kvserve_requests_total", name) for name in ("full", "streaming")) == 2)

@@ -15,7 +15,7 @@ from tests.zoo.shapes import SHAPES
 POOLS = {"llama-gqa": 60, "gemma2": 100, "gpt-oss": 100, "cohere2": 100, "gptj": 60, "qwen3-next": 60}
 """Shape -> blocks: three of them have windows, one a recurrent state."""
 REQUESTS = 334
-SAMPLE = {"gemma2": 60}
+SAMPLE = {"gemma2": 90}
 
 
 class Mixed(Traffic):
