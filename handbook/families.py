@@ -5,7 +5,7 @@
 
 from typing import NamedTuple
 
-from kvserve.startup.refusals import TABLE
+from kvserve.startup.refusals import NOTHING, REQUESTS, TABLE
 
 
 class Family(NamedTuple):
@@ -77,4 +77,6 @@ def blocks() -> dict[str, str]:
         for f in FAMILIES.values()
     ]
     head = ["| family | models | compressed | compared | notes |", "| --- | --- | --- | --- | --- |"]
-    return {"families": "\n".join([*head, *rows]), "refused": "\n".join(f"- {reason}" for reason in TABLE)}
+    tables = {"refused": TABLE, "uncompressed": NOTHING, "requests": REQUESTS}
+    lists = {name: "\n".join(f"- {reason}" for reason in table) for name, table in tables.items()}
+    return {"families": "\n".join([*head, *rows]), **lists}

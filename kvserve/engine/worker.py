@@ -7,7 +7,7 @@ from vllm.platforms import current_platform
 from kvserve.engine.attention import Backends
 from kvserve.engine.compactor import Compactor
 from kvserve.evidence.probe import Probe
-from kvserve.startup.guard import UnsupportedError, refuse_unsupported
+from kvserve.startup.guard import refuse_unsupported
 
 
 def _register(platform: str) -> None:
@@ -64,7 +64,6 @@ def _cpu_worker() -> type:
 
 
 def _cuda_worker() -> type:
-    from vllm.config import CUDAGraphMode
     from vllm.v1.worker import gpu_worker
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
@@ -78,12 +77,6 @@ def _cuda_worker() -> type:
 
         def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
             refuse_unsupported(vllm_config)
-            mode = vllm_config.compilation_config.cudagraph_mode
-            if mode is not None and mode.has_full_cudagraphs():
-                raise UnsupportedError(
-                    f"CUDA graph mode {mode.name} replays attention with the lengths of its capture; start with "
-                    f'--compilation-config \'{{"cudagraph_mode": "{CUDAGraphMode.PIECEWISE.name}"}}\''
-                )
             _register("cuda")
             super().__init__(vllm_config, *args, **kwargs)
 

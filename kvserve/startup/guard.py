@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from kvserve.startup.overridden import SIGNATURES
-from kvserve.startup.refusals import reasons, started
+from kvserve.startup.refusals import refusal, started
 
 SUPPORTED = ("0.32.",)
 
@@ -63,5 +63,5 @@ def verify() -> None:
 def refuse_unsupported(vllm_config: Any) -> None:
     """Raise UnsupportedError naming every start-up option that rules out compression."""
     verify()
-    if why := reasons(started(vllm_config)):
-        raise UnsupportedError("kvserve does not support " + "; ".join(why))
+    if (why := refusal(started(vllm_config))) is not None:
+        raise UnsupportedError(why)

@@ -1,9 +1,11 @@
 """The one table of what kvserve cannot serve, whatever the request: start-up options and kinds of models, with reasons.
 
 Read before the engine starts (`kvserve serve`, from arguments and the model's configuration file), by `kvserve doctor`
-(from the configuration file alone), and in the engine (from vLLM's configuration, however it was started).
+(from the configuration file alone), and in the engine (from vLLM's configuration, however it was started). `asked`,
+`described` and `started` say the same of the same server; docs/models.md prints the tables.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,14 +31,27 @@ class Start:
     cache_dtype: str = "auto"
     unified_cache: bool = False  # --disable-hybrid-kv-cache-manager
     v2_runner: bool = False
+    full_graphs: bool = False  # CUDA graphs with attention in them
 
     @property
     def mixed(self) -> bool:
         """Whether some layers have full attention and others do not, as far as the configuration says."""
-        kinds = set(self.model.get("layer_types") or ())
-        return "full_attention" in kinds and len(kinds) > 1
+        return "full_attention" in self.kinds and len(self.kinds) > 1
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """Kinds of layers, if the configuration names them."""
+        return frozenset(self.model.get("layer_types") or ())
+
+    @property
+    def windowed(self) -> bool:
+        """Whether all layers have a sliding window."""
+        window = self.model.get("sliding_window") and self.model.get("use_sliding_window", True)
+        return bool(window) and "full_attention" not in self.kinds
 
 
+V2_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
+MLA_OFF = "VLLM_MLA_DISABLE"
 BIASED = "ALiBi: the kernel's bias goes by the slot of a token, which a compaction changes"
 UNIFIED = (
     "--disable-hybrid-kv-cache-manager on a model that has layers without full attention: it puts all layers into the "
@@ -62,9 +77,27 @@ TABLE: dict[str, Callable[[Start], bool]] = {
     "published KSA checkpoints, which vLLM takes for plain Qwen3: see `kvserve convert-summary`": (
         lambda s: bool(s.model.get("use_summary_attention"))
     ),
-    "the V2 model runner: start with VLLM_USE_V2_MODEL_RUNNER=0": lambda s: s.v2_runner,
+    f"the V2 model runner: start with {V2_RUNNER}=0": lambda s: s.v2_runner,
+    "full CUDA graphs, which replay attention with the lengths of their capture: start with "
+    "--compilation-config.cudagraph_mode PIECEWISE": lambda s: s.full_graphs,
 }
 """Reason -> whether it holds."""
+
+NOTHING: dict[str, Callable[[Start], bool]] = {
+    "a sliding window in all layers: nothing to compress, every policy but 'full' is refused": lambda s: s.windowed,
+    "no layer with full attention: nothing to compress, every policy but 'full' is refused": (
+        lambda s: bool(s.kinds) and "full_attention" not in s.kinds and not s.windowed
+    ),
+}
+"""The same, of models that a server takes but can compress nothing of."""
+
+REQUESTS = (
+    "beam search: every step of a beam is a request of its own",
+    "log-probabilities of the prompt, unless the policy says `at`: a prompt is read before its cache is compressed",
+    "streaming input: the prompt may still grow",
+    "policies that undo a rotation, on a picture whose tokens have several positions (M-RoPE)",
+)
+"""What is refused of one request that names a compressing policy."""
 
 
 def reasons(start: Start) -> list[str]:
@@ -72,8 +105,20 @@ def reasons(start: Start) -> list[str]:
     return [reason for reason, holds in TABLE.items() if holds(start)]
 
 
+def useless(start: Start) -> list[str]:
+    """Why kvserve could compress nothing of what is started in this way; empty if it can, as far as this tells."""
+    return [reason for reason, holds in NOTHING.items() if holds(start)]
+
+
+def refusal(start: Start) -> str | None:
+    """All reasons in one sentence."""
+    return "kvserve does not support " + "; ".join(why) if (why := reasons(start)) else None
+
+
 def started(vllm_config: Any) -> Start:
     """vLLM's own configuration, in the engine."""
+    from vllm.platforms import current_platform
+
     parallel, model = vllm_config.parallel_config, vllm_config.model_config
     text = model.hf_text_config
     return Start(
@@ -93,7 +138,23 @@ def started(vllm_config: Any) -> Start:
         cache_dtype=str(vllm_config.cache_config.cache_dtype),
         unified_cache=bool(vllm_config.scheduler_config.disable_hybrid_kv_cache_manager),
         v2_runner=bool(getattr(vllm_config, "use_v2_model_runner", False)),
+        full_graphs=current_platform.is_cuda_alike() and _full_graphs(vllm_config.compilation_config.cudagraph_mode),
     )
+
+
+def _full_graphs(mode: Any) -> bool:
+    return mode is not None and bool(mode.has_full_cudagraphs())
+
+
+def described(model: Mapping[str, Any], environ: Mapping[str, str] = os.environ, **more: Any) -> Start:
+    """A model's configuration file and the environment, read as vLLM reads them."""
+
+    def on(name: str) -> bool:
+        return environ.get(name, "0") not in ("", "0")
+
+    if on(MLA_OFF):
+        model = {**model, "kv_lora_rank": None}
+    return Start(model=model, v2_runner=on(V2_RUNNER), **more)
 
 
 def asked(args: Any, model: Mapping[str, Any]) -> Start:
@@ -103,8 +164,8 @@ def asked(args: Any, model: Mapping[str, Any]) -> Start:
         found = getattr(args, name, None)
         return default if found is None else found
 
-    return Start(
-        model=model,
+    return described(
+        model,
         speculative=any(
             value(name, None) for name in ("speculative_config", "spec_method", "spec_model", "spec_tokens")
         ),

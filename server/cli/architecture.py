@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from kvserve.startup.refusals import Start, reasons
+from kvserve.startup.refusals import described, reasons, useless
 from server.cli import embedded, memory
 from server.cli.report_line import Finding
 
@@ -65,7 +65,8 @@ def _attention(config: dict[str, Any]) -> Iterator[Finding]:
     size = config.get("head_dim") or (config.get("hidden_size", 0) // heads if heads else None)
     layers = config.get("num_hidden_layers")
     yield Finding(None, "attention", f"{layers} layers, {kv_heads} KV heads, head size {size}")
-    for reason in refusals(config):
+    start = described(config)
+    for reason in (*reasons(start), *useless(start)):
         yield Finding(False, "attention", reason)
     if layers and (kinds := config.get("layer_types")):
         full = sum(kind == "full_attention" for kind in kinds)
@@ -73,17 +74,6 @@ def _attention(config: dict[str, Any]) -> Iterator[Finding]:
             yield Finding(None, "attention", f"{full} of {len(kinds)} layers have full attention; only these shrink")
     if size:
         yield from _layout(int(size))
-
-
-def refusals(config: dict[str, Any]) -> Iterator[str]:
-    """Why kvserve would refuse this model, or could compress nothing of it."""
-    yield from reasons(Start(model=config))
-    kinds = config.get("layer_types") or []
-    windowed = config.get("sliding_window") and config.get("use_sliding_window", True)
-    if windowed and not any(kind == "full_attention" for kind in kinds):
-        yield f"sliding window of {config['sliding_window']} tokens in all layers: nothing to compress"
-    if kinds and not any(kind == "full_attention" for kind in kinds):
-        yield "no layer with full attention: nothing to compress"
 
 
 def _layout(head_size: int) -> Iterator[Finding]:

@@ -5,14 +5,11 @@ import platform
 from collections.abc import Iterator
 from itertools import chain
 
-from kvserve.startup.refusals import TABLE
+from kvserve.startup.refusals import REQUESTS, TABLE
 from server.cli.architecture import model_findings
 from server.cli.report_line import Finding
 
-NOT_SUPPORTED = (
-    *(reason.partition(":")[0] for reason in TABLE),
-    "beam search together with a compressing policy",
-)
+NOT_SUPPORTED = tuple(reason.partition(":")[0] for reason in (*TABLE, *REQUESTS))
 """What is refused at the start, or of a request."""
 
 
@@ -39,12 +36,11 @@ def _machine() -> Iterator[Finding]:
 
 
 def _vllm() -> Finding:
-    from kvserve.startup.guard import SUPPORTED, vllm_version
+    from kvserve.startup.guard import SUPPORTED, problem, vllm_version
 
-    found = vllm_version()
-    wanted = ", ".join(f"{prefix}x" for prefix in SUPPORTED)
-    ok = found is not None and found.startswith(SUPPORTED)
-    return Finding(ok, "vllm", f"{found or 'not installed'} (supported: {wanted})")
+    if (why := problem()) is not None:
+        return Finding(False, "vllm", why)
+    return Finding(True, "vllm", f"{vllm_version()} (supported: {', '.join(f'{prefix}x' for prefix in SUPPORTED)})")
 
 
 def _torch() -> Iterator[Finding]:

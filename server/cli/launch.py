@@ -6,7 +6,7 @@ from argparse import Namespace
 from collections.abc import MutableMapping
 from typing import Any
 
-from kvserve.startup.refusals import asked, reasons
+from kvserve.startup.refusals import V2_RUNNER, asked, refusal
 from server.cli import embedded, memory, plugins
 from server.cli.architecture import configuration
 from server.cli.flags import UsageError, add_flags, check_early, options_of
@@ -14,7 +14,6 @@ from server.cli.flags import UsageError, add_flags, check_early, options_of
 SCHEDULER = "kvserve.engine.scheduler.KVScheduler"
 WORKER = "kvserve.engine.worker.KVWorker"
 CPU_CACHE = "VLLM_CPU_KVCACHE_SPACE"
-V2_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 
 USAGE = "kvserve serve [MODEL] [any vllm serve flag] [--kv-policy NAME[:BUDGET]]"
 DESCRIPTION = """Serve MODEL (a folder or a Hugging Face name; without it the embedded one) on an OpenAI-compatible
@@ -69,18 +68,15 @@ def choose_model(args: Namespace) -> bool:
 def known_configuration(args: Namespace) -> dict[str, Any] | None:
     """The model's configuration file; None if it cannot be read, which vLLM will say in its own words."""
     try:
-        found = configuration(args.model)
+        return configuration(args.model)
     except Exception:  # network, permissions, malformed files, code of the model's own
         return None
-    if os.environ.get("VLLM_MLA_DISABLE", "0") not in ("", "0"):
-        found.pop("kv_lora_rank", None)
-    return found
 
 
 def refuse(args: Namespace, config: dict[str, Any]) -> None:
-    """Raise UsageError for what the engine would otherwise refuse half a minute later."""
-    if why := reasons(asked(args, config)):
-        raise UsageError("kvserve does not support " + "; ".join(why))
+    """Raise UsageError for what the engine would refuse half a minute later."""
+    if (why := refusal(asked(args, config))) is not None:
+        raise UsageError(why)
 
 
 def prepare_cpu(

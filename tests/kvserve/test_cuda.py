@@ -4,10 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 from vllm.config import CUDAGraphMode
+from vllm.platforms import current_platform
 
 from kvserve.engine import attention, worker
 from kvserve.engine.attention import Backends, PhysicalLengths, QueryTap
 from kvserve.startup import guard
+from tests.kvserve.test_guard import config
 
 
 @pytest.mark.parametrize("name", Backends.cuda)
@@ -31,7 +33,11 @@ def test_worker_makes_its_runner_where_vllm_asks_for_one(cuda_worker):
 
 
 @pytest.mark.parametrize("mode", [CUDAGraphMode.FULL, CUDAGraphMode.FULL_AND_PIECEWISE])
-def test_full_graphs_are_refused(cuda_worker, mode):
-    config = SimpleNamespace(compilation_config=SimpleNamespace(cudagraph_mode=mode))
+def test_full_graphs_are_refused(monkeypatch, mode):
+    plain = config(compilation_config=SimpleNamespace(cudagraph_mode=mode))
+    guard.refuse_unsupported(plain)  # on CPU there are none, whatever the mode
+    monkeypatch.setattr(type(current_platform), "is_cuda_alike", lambda self: True)
     with pytest.raises(guard.UnsupportedError, match="PIECEWISE"):
-        cuda_worker(config)
+        guard.refuse_unsupported(plain)
+    plain.compilation_config.cudagraph_mode = CUDAGraphMode.PIECEWISE
+    guard.refuse_unsupported(plain)

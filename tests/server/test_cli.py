@@ -1,11 +1,15 @@
 """`kvserve policies`, `kvserve doctor`, `--version`, and the tables they print."""
 
 import json
+from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kvserve.policy import registry
+from kvserve.startup import guard
+from kvserve.startup.refusals import TABLE, asked, refusal
 from server.cli import architecture, embedded
 from server.cli import main as cli
 from server.cli.table import allowed
@@ -98,7 +102,8 @@ MODEL = {
 }
 
 
-def _examine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **changed: object) -> int:
+def _examine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str | None = None, **changed: object) -> int:
+    monkeypatch.setattr(guard, "problem", lambda: why)  # imports vLLM
     monkeypatch.setattr(architecture, "_layout", lambda size: iter(()))  # imports vLLM's kernels
     (tmp_path / "config.json").write_text(json.dumps({**MODEL, **changed}))
     return cli.main(["doctor", str(tmp_path)])
@@ -131,6 +136,33 @@ def test_doctor_says_why_not(
 ) -> None:
     assert _examine(tmp_path, monkeypatch, **changed) == 1
     assert word in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("word", ["Scheduler.gone", "0.99.0"])
+def test_doctor_says_what_the_guard_says(
+    word: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+) -> None:
+    assert _examine(tmp_path, monkeypatch, f"vLLM has no {word}") == 1
+    assert word in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("variable", "changed", "code"),
+    [("VLLM_MLA_DISABLE", {"kv_lora_rank": 512}, 0), ("VLLM_USE_V2_MODEL_RUNNER", {}, 1)],
+)
+def test_doctor_and_serve_read_the_environment_alike(
+    variable: str, changed: dict[str, object], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "1")
+    assert _examine(tmp_path, monkeypatch, **changed) == code
+    refused = refusal(asked(Namespace(), {**MODEL, **changed}))
+    assert (refused is not None) == bool(code)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/serving.md", "docs/life-of-a-request.md"])
+def test_pages_keep_no_list_of_their_own(page: str) -> None:
+    text = (Path(__file__).parents[2] / page).read_text(encoding="utf-8")
+    assert [reason for reason in TABLE if reason.partition(":")[0] in text] == []
 
 
 def test_doctor_without_any_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
