@@ -1,7 +1,7 @@
 """Running totals of one engine: counted by the scheduler, shown by the API process.
 
 A snapshot is cumulative, so a lost one loses nothing. It crosses to the API process as JSON inside
-vLLM's scheduler statistics (see `kvserve.engine.scheduler`).
+vLLM's scheduler statistics (see `kvserve.channels`).
 """
 
 import json
@@ -18,9 +18,6 @@ SHARES = tuple(i / 20 for i in range(1, 21))
 
 SHOWN = 64
 """How many running requests of an engine a snapshot lists."""
-
-MARK = "kvserve:"
-"""Prefix of the entry of `SchedulerStats.num_kv_fetch_reqs_by_stage` that carries a snapshot."""
 
 
 @dataclass
@@ -87,23 +84,13 @@ class EngineTotals:
 
     def dump(self) -> str:
         """A snapshot. `at`, seconds on the machine's clock, tells a newer one of an engine from an older one."""
-        return MARK + json.dumps({"at": time.monotonic(), **vars(self)}, default=vars)
+        return json.dumps({"at": time.monotonic(), **vars(self)}, default=vars)
 
 
 def short_id(req_id: str) -> str:
     """`2_chatcmpl-4f0c-1a2b3c4d` -> `2_1a2b3c4d`: vLLM ends its ids with eight random characters."""
     sequence, underscore, _ = req_id.partition("_")
     return (sequence + underscore if underscore and sequence.isdigit() else "") + req_id[-8:]
-
-
-def load(entries: dict[str, int]) -> dict[str, Any] | None:
-    """Take the snapshot out of `num_kv_fetch_reqs_by_stage`; None if there is none."""
-    for key in list(entries):
-        if key.startswith(MARK):
-            del entries[key]
-            snapshot: dict[str, Any] = json.loads(key[len(MARK) :])
-            return snapshot
-    return None
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,18 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 HOUSE = {"bench", "deploy", "evals", "handbook", "kvserve", "loadtests", "measuring", "models", "policies", "server"}
-BELOW = ["kvserve.policy", "kvserve.stats", *(f"kvserve.startup.{name}" for name in ("guard", "options", "refusals"))]
+BELOW = [
+    "kvserve.policy",
+    "kvserve.stats",
+    "kvserve.channels",
+    *(f"kvserve.startup.{name}" for name in ("guard", "options", "refusals")),
+]
 ROOMS = {  # what a room may import of this project, beside itself; from the ground up
     "policies": ["kvserve.policy"],
     "kvserve/policy": [],
     "kvserve/stats.py": ["kvserve.policy"],
-    "kvserve/testing": ["kvserve.policy"],
+    "kvserve/channels.py": ["kvserve.policy"],
+    "kvserve/testing": ["kvserve.policy", "kvserve.channels"],
     "kvserve/startup/guard.py": [*BELOW, "kvserve.startup.overridden"],
     "kvserve/startup/options.py": BELOW,
     "kvserve/startup/refusals.py": BELOW,
@@ -22,7 +28,7 @@ ROOMS = {  # what a room may import of this project, beside itself; from the gro
     "kvserve/summary": [*BELOW, "kvserve.cache", "kvserve.evidence"],
     "kvserve/engine": [*BELOW, "kvserve.cache", "kvserve.evidence", "kvserve.startup"],
     "kvserve/startup": ["kvserve"],  # it puts the rooms together
-    "server": ["kvserve.policy", "kvserve.stats", "kvserve.startup", "models", "evals.command"],
+    "server": ["kvserve.policy", "kvserve.stats", "kvserve.channels", "kvserve.startup", "models", "evals.command"],
 }
 ALSO = {  # who has a reason to know more
     "server/cli/architecture.py": ["kvserve.cache.layout"],
@@ -31,6 +37,7 @@ ALSO = {  # who has a reason to know more
     "server/http": ["kvserve.engine.failure", "kvserve.engine.frontend"],  # how a request enters and how it fails
 }
 INTERNALS = {
+    "kvserve/channels.py",
     "kvserve/engine",
     "kvserve/startup",
     "server/metrics/metrics.py",

@@ -6,9 +6,8 @@ from typing import Any
 from vllm.utils.math_utils import cdiv
 from vllm.v1.request import Request
 
+from kvserve.channels import Feedback, Plan
 from kvserve.engine.blocks import CompressibleManager
-from kvserve.engine.feedback import Feedback
-from kvserve.engine.plan import Plan
 from kvserve.engine.rounds import Round
 from kvserve.engine.spec import layers_of_groups
 from kvserve.engine.tracked import Tracked

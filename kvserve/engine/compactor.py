@@ -12,8 +12,7 @@ from torch import Tensor
 from kvserve.cache.contents import take
 from kvserve.cache.moving import move
 from kvserve.cache.records import LayerMemory, Locate, Location, Record, Span
-from kvserve.engine.feedback import Feedback
-from kvserve.engine.plan import Plan
+from kvserve.channels import Feedback, Plan
 from kvserve.evidence.agreement import Agreement, Apart
 from kvserve.evidence.gather import Gatherer
 from kvserve.evidence.observer import Layer, Observer, Upcoming

@@ -13,7 +13,7 @@ from typing import Any
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import Request, RequestStatus
 
-from kvserve.policy import request as wire
+from kvserve.channels import Asked, with_record
 from kvserve.policy.errors import PolicyFault
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class Faults:
         try:
             yield
         except Exception as error:
-            fault = PolicyFault(wire.policy_name(_extra_args(request)), doing, error)
+            fault = PolicyFault(Asked.of(request.sampling_params).name, doing, error)
             logger.error("%s", fault, exc_info=error)
             self._found.setdefault(request.request_id, str(fault))
 
@@ -50,10 +50,11 @@ class Faults:
             request = scheduler.requests.get(req_id)
             if request is None or request.is_finished():
                 continue  # aborted meanwhile
-            record = scheduler.kv_record(request)
-            scheduler.kv.failed(wire.policy_name(_extra_args(request)))
+            asked, record = Asked.of(request.sampling_params), scheduler.kv_record(request)
+            scheduler.kv.failed(asked.name)
             scheduler.finish_requests(req_id, RequestStatus.FINISHED_ERROR)
-            self._ended.append((request.client_index, _last_word(request, message, record)))
+            transfer = with_record(None, asked.call, record, message)
+            self._ended.append((request.client_index, _last_word(request, message, transfer)))
 
     def tell(self, outputs: dict[int, EngineCoreOutputs]) -> None:
         """Add the last words of the ended requests to what a step sends to the clients, by client."""
@@ -62,11 +63,7 @@ class Faults:
         self._ended.clear()
 
 
-def _extra_args(request: Request) -> dict[str, Any] | None:
-    return request.sampling_params.extra_args if request.sampling_params else None
-
-
-def _last_word(request: Request, message: str, record: dict[str, Any]) -> EngineCoreOutput:
+def _last_word(request: Request, message: str, transfer: dict[str, Any]) -> EngineCoreOutput:
     """As vLLM ends a request whose cache could not be loaded, with the reason where a client can find it."""
     return EngineCoreOutput(
         request_id=request.request_id,
@@ -74,6 +71,6 @@ def _last_word(request: Request, message: str, record: dict[str, Any]) -> Engine
         finish_reason=FinishReason.ERROR,
         stop_reason=message,
         events=request.take_events(),
-        kv_transfer_params={"kvserve": {**record, wire.ERROR: message}},
+        kv_transfer_params=transfer,
         trace_headers=request.trace_headers,
     )

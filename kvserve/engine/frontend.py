@@ -6,6 +6,7 @@ from typing import Any
 
 from vllm.exceptions import VLLMValidationError
 
+from kvserve.channels import Asked
 from kvserve.engine.failure import PolicyFailed
 from kvserve.policy import Facts
 from kvserve.policy import request as wire
@@ -27,7 +28,7 @@ guards: list[Callable[[dict[str, Any] | None], None]] = []
 """Called with the `extra_args` of each request before anything reads them; a server's raise PolicyError for ids that
 it has not given out. Without a server the caller is trusted."""
 
-defaults: dict[str, str] = {}
+defaults: dict[str, Any] = {}
 """What the sampling parameters of a request with a policy carry besides, where they do not say otherwise."""
 
 
@@ -87,4 +88,4 @@ def _settle(request: Any, chosen: Accepted | None, known: Facts) -> None:
         params.max_tokens = fitting(policy, len(tokens), params.max_tokens, known)
         request.cache_salt = salted(request.cache_salt, policy.salt)
     if chosen is not None:
-        params.extra_args = {**defaults, **(params.extra_args or {}), wire.KEY: text}
+        params.extra_args = Asked(text).into({**defaults, **(params.extra_args or {})})

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 from vllm.v1.request import Request
 
+from kvserve.channels import Plan
 from kvserve.engine.accounts import Accounts
 from kvserve.engine.faults import Faults
-from kvserve.engine.plan import Plan
 from kvserve.engine.rounds import Round
 from kvserve.engine.tracked import Tracked
 

@@ -10,12 +10,11 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
 
 from kvserve.cache.records import Location, Span
+from kvserve.channels import Asked, Plan, plans_of, with_feedback
 from kvserve.engine import attach
 from kvserve.engine.attention import Alike, shape_of
 from kvserve.engine.compactor import Compactor
-from kvserve.engine.feedback import attached as with_feedback
 from kvserve.engine.lengths import GroupLengths, shift_slots
-from kvserve.engine.plan import Plan
 from kvserve.engine.spec import compressible, tagged
 from kvserve.evidence.observer import Layer
 from kvserve.evidence.rope_finder import ropes_of
@@ -93,8 +92,8 @@ class KVRunner:
         if self.kv is None:
             return super()._update_states(scheduler_output)  # type: ignore[misc]
         # Before anything else of the step: blocks that a plan frees may be zeroed or written by it.
-        all_plans = getattr(scheduler_output, "kv_plans", ())
-        by_request = [(key, list(same)) for key, same in groupby(all_plans, key=lambda plan: plan.req_id)]
+        plans_by_request = groupby(plans_of(scheduler_output), key=lambda plan: plan.req_id)
+        by_request = [(key, list(same)) for key, same in plans_by_request]
         self.kv.prepare((plans, partial(self._kv_locate, self.kv, req_id)) for req_id, plans in by_request)
         for _, plans in by_request:
             self.kv.run(plans)
@@ -118,10 +117,10 @@ class KVRunner:
 
     def _kv_begin_requests(self, kv: Compactor, scheduler_output: SchedulerOutput) -> None:
         for new in scheduler_output.scheduled_new_reqs:
-            extra_args = (new.sampling_params.extra_args if new.sampling_params else None) or {}
-            if wire.KEY in extra_args:
-                make = partial(self._kv_policy, extra_args, new.req_id)
-                kv.begin(new.req_id, wire.policy_name(extra_args), make, new.num_computed_tokens)
+            asked = Asked.of(new.sampling_params)
+            if asked.policy is not None:
+                make = partial(self._kv_policy, asked.policy, new.req_id)
+                kv.begin(new.req_id, asked.name, make, new.num_computed_tokens)
         cached = scheduler_output.scheduled_cached_reqs
         if not cached.resumed_req_ids:
             return
@@ -129,11 +128,11 @@ class KVRunner:
             if req_id in cached.resumed_req_ids and req_id in kv.requests:
                 kv.restart(req_id, computed)
 
-    def _kv_policy(self, extra_args: dict[str, Any], req_id: str) -> tuple[Policy, int]:
+    def _kv_policy(self, text: str, req_id: str) -> tuple[Policy, int]:
         """A request's policy, and how many of its tokens count as prompt."""
         prompt = self.requests[req_id].num_prompt_tokens  # type: ignore[attr-defined]
         facts = known(self.vllm_config, self.kv_cache_config)  # type: ignore[attr-defined]
-        policy = wire.built(extra_args[wire.KEY], facts, prompt)
+        policy = wire.built(text, facts, prompt)
         return policy, policy.prompt_of(prompt)
 
     def _kv_begin_step(self, kv: Compactor, scheduler_output: SchedulerOutput) -> None:

@@ -10,18 +10,16 @@ from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
+from kvserve.channels import Asked, Plan, add_totals, feedback_of, with_plans, with_record
 from kvserve.engine.accounts import Accounts
 from kvserve.engine.blocks import publish_if
 from kvserve.engine.faults import Faults
-from kvserve.engine.feedback import taken
-from kvserve.engine.plan import KVSchedulerOutput, Plan
 from kvserve.engine.planner import PLANNING, Planner
 from kvserve.engine.spare import pass_by
 from kvserve.engine.tracked import Tracked, tracked_of
 from kvserve.policy import request as wire
 from kvserve.startup.guard import refuse_unsupported
 from kvserve.startup.options import KVOptions
-from kvserve.stats import Outcome
 
 
 class _Compressing:
@@ -44,7 +42,7 @@ class _Compressing:
     def add_request(self, request: Request) -> None:
         params = request.sampling_params
         with self.kv_faults.guard(request, "it was being admitted"):
-            tracked = tracked_of(params.extra_args if params else None, self.kv.facts, request.num_prompt_tokens)
+            tracked = tracked_of(Asked.of(params), self.kv.facts, request.num_prompt_tokens)
             if tracked is not None and request.request_id not in self.kv_requests:
                 self.kv_requests[request.request_id] = tracked
                 if (most := tracked.most_held(request.num_tokens, self.kv.facts)) is not None:
@@ -115,7 +113,8 @@ class _Compressing:
         alive = [each for each in made if self._kv_alive(each.plans[0])]
         for each in alive:
             self.kv.compacted(*each)
-        return KVSchedulerOutput(**vars(output), kv_plans=[plan for each in alive for plan in each.plans])
+        with_plans(output, [plan for each in alive for plan in each.plans])
+        return output
 
     def _kv_alive(self, plan: Plan) -> bool:
         """Whether the request still holds the plan's blocks: it may have been preempted meanwhile."""
@@ -129,7 +128,7 @@ class _Compressing:
             self._kv_readmit(request, tracked)
 
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput) -> Any:
-        if (feedback := taken(model_runner_output)) is not None:
+        if (feedback := feedback_of(model_runner_output)) is not None:
             self.kv.measured(feedback, self.kv_requests)
             self.kv_faults.heard(feedback.errors)
         self.kv_faults.end(self)  # what the step made of them does not count
@@ -148,14 +147,14 @@ class _Compressing:
             if tracked is None or tracked.call is None or request is None:
                 continue
             if request.sampling_params.stop:
-                output.kv_transfer_params = _record(tracked, self.kv.outcome(request, tracked))
+                output.kv_transfer_params = with_record(None, tracked.call, self.kv.outcome(request, tracked).record())
 
     # -- it ends -------------------------------------------------------------------------------------
 
     def kv_record(self, request: Request) -> dict[str, Any]:
         """What there is to say about a request with a policy, while it still holds its blocks."""
         tracked = self.kv_requests.get(request.request_id)
-        return {} if tracked is None else _record(tracked, self.kv.outcome(request, tracked))["kvserve"]
+        return {} if tracked is None else self.kv.outcome(request, tracked).record()
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         tracked = self.kv_requests.pop(request.request_id, None)
@@ -164,15 +163,13 @@ class _Compressing:
             manager.peak.pop(request.request_id, None)
         transfer, encoder = super()._free_request(request, *args, **kwargs)  # type: ignore[misc]
         if tracked is not None and outcome is not None and tracked.call is not None:
-            transfer = {**(transfer or {}), **_record(tracked, outcome)}
+            transfer = with_record(transfer, tracked.call, outcome.record())
         return transfer, encoder
 
     def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
         stats: SchedulerStats | None = super().make_stats(*args, **kwargs)  # type: ignore[misc]
-        if stats is not None:
-            snapshot = self.kv.snapshot(time.monotonic())
-            if snapshot is not None:
-                stats.num_kv_fetch_reqs_by_stage[snapshot] = 0
+        if stats is not None and (snapshot := self.kv.snapshot(time.monotonic())) is not None:
+            add_totals(stats, snapshot)
         return stats
 
     def check_integrity(self) -> None:
@@ -182,11 +179,6 @@ class _Compressing:
             assert set(manager.offset) <= set(self.kv_requests), "offset of a request that is gone"
             assert set(manager.peak) <= set(self.kv_requests), "admission cap of a request that is gone"
         assert set(self.kv_requests) <= set(self.requests), "tracked request that vLLM does not know"  # type: ignore[attr-defined]
-
-
-def _record(tracked: Tracked, outcome: Outcome) -> dict[str, Any]:
-    """What travels to the API process in the place of a KV connector's parameters."""
-    return {"kvserve": {wire.CALL: tracked.call, **outcome.record()}}
 
 
 class KVSyncScheduler(_Compressing, Scheduler):

@@ -3,8 +3,9 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from kvserve.channels import Asked
 from kvserve.engine.rounds import Rounds
 from kvserve.policy import Facts, Moment, Policy
 from kvserve.policy import request as wire
@@ -147,11 +148,11 @@ class Replayed(Tracked):
         return None
 
 
-def tracked_of(extra_args: dict[str, Any] | None, facts: Facts, prompt: int) -> Tracked | None:
-    """From sampling parameters; None if a request has no policy, or one that keeps everything, and is no replay."""
-    if (judged := wire.judged_from(extra_args)) is not None:
-        return Replayed(Policy(), Asks(), judged=judged)
-    if not extra_args or wire.KEY not in extra_args:
+def tracked_of(asked: Asked, facts: Facts, prompt: int) -> Tracked | None:
+    """None if a request has no policy, or one that keeps everything, and is no replay."""
+    if asked.judged is not None:
+        return Replayed(Policy(), Asks(), judged=asked.judged)
+    if asked.policy is None:
         return None
-    policy = wire.built(extra_args[wire.KEY], facts, prompt)
-    return Tracked(policy, Asks.of(policy), extra_args.get(wire.CALL)) if policy.compresses else None
+    policy = wire.built(asked.policy, facts, prompt)
+    return Tracked(policy, Asks.of(policy), asked.call) if policy.compresses else None

@@ -97,27 +97,6 @@ def dump(policy: Policy) -> str:
     return json.dumps(policy.wire(), sort_keys=True)
 
 
-def compressing(extra_args: dict[str, Any] | None) -> Policy | None:
-    """The policy in a request's `SamplingParams.extra_args`; None if there is none or it keeps everything."""
-    value = (extra_args or {}).get(KEY)
-    policy = None if value is None else read(value).policy
-    return policy if policy is not None and policy.compresses else None
-
-
-def policy_name(extra_args: dict[str, Any] | None) -> str:
-    """What a request's policy is called, also if it cannot be made."""
-    try:
-        return str(fields((extra_args or {})[KEY])["name"])
-    except (KeyError, PolicyError):
-        return "unknown"
-
-
-def judged_from(extra_args: dict[str, Any] | None) -> int | None:
-    """Tokens before the answer that a canary's request asks about; None for the requests of clients."""
-    value = (extra_args or {}).get(CANARY)
-    return value if isinstance(value, int) else None
-
-
 def refuse_internal(
     extra_args: dict[str, Any] | None, where: str = "vllm_xargs", ours: Callable[[Any], bool] | None = None
 ) -> None:

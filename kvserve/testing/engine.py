@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from kvserve.channels import Asked
 from kvserve.policy import Policy, request
 from kvserve.policy.errors import PolicyError
 from kvserve.testing.checks import Result, found, with_budget
@@ -80,7 +81,7 @@ class Engine:
 
         assert self.llm.reset_prefix_cache()
         self.core.model_executor.driver_worker.worker.model_runner.kv.selections.clear()
-        asked = [{request.KEY: request.dump(each), request.CALL: ""} if each else None for each in policies]
+        asked = [Asked(request.dump(each), "").into() if each else None for each in policies]
         params = [
             SamplingParams(temperature=0, max_tokens=GENERATED, ignore_eos=True, logprobs=1, extra_args=extra)
             for extra in asked

@@ -15,6 +15,7 @@ import msgspec
 from vllm.sampling_params import SamplingParams, SamplingType
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
 
+from kvserve.channels import Asked
 from kvserve.policy import request as wire
 from kvserve.policy.admission import fitting, room
 from kvserve.policy.errors import PolicyError
@@ -111,7 +112,7 @@ def _tokens(request: EngineCoreRequest, generated: list[int], vllm_config: Any) 
 
 def replay_of(request: EngineCoreRequest, generated: list[int], vllm_config: Any) -> Replay:
     """For a finished request that is not `unfit`; keeps its adapter, its cache salt and its engine."""
-    text = ((request.sampling_params.extra_args if request.sampling_params else None) or {}).get(wire.KEY, "full")
+    text = Asked.of(request.sampling_params).policy or "full"
     prompt = len(request.prompt_token_ids or ())
     policy = wire.built(text, facts_of(vllm_config), prompt)
     question = msgspec.structs.replace(
@@ -136,7 +137,7 @@ def _params(prompt: int) -> SamplingParams:
         detokenize=False,
         watermarking=False,
         skip_reading_prefix_cache=False,
-        extra_args={wire.CANARY: prompt},
+        extra_args=Asked(judged=prompt).into(),
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from kvserve.policy import request as wire
+from kvserve.channels import Asked
 from server.canary import replay as replays
 from server.canary.adapters import Adapters
 from server.canary.canary import Canary
@@ -59,8 +59,7 @@ class Tap:
         async def add_request_async(request: Any) -> None:
             await self._canary.arrived()
             state = self._processor.request_states.get(request.request_id)
-            params = request.sampling_params
-            if state is not None and params is not None and wire.KEY in (params.extra_args or {}):
+            if state is not None and Asked.of(request.sampling_params).policy is not None:
                 self._requests[state] = request
             await add(request)
 
@@ -89,7 +88,7 @@ class Tap:
 
     def _ended(self, state: Any) -> None:
         request = self._requests.pop(state, None)
-        if request is None or wire.compressing(request.sampling_params.extra_args) is None:
+        if request is None or not Asked.of(request.sampling_params).compresses:
             return
         if not self._canary.chooses():
             return

@@ -7,6 +7,7 @@ from weakref import finalize
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from kvserve.channels import Asked
 from kvserve.policy import request as wire
 from kvserve.policy.errors import PolicyError, PolicyFault
 from kvserve.policy.request import Accepted
@@ -90,12 +91,8 @@ def _reported(response: Response, service: Service, call: str, path: str) -> Res
 
 def _hand_on(request: Any, chosen: Accepted | None, call: str | None = None) -> None:
     """Put the policy where vLLM carries it into the sampling parameters."""
-    xargs = {k: v for k, v in (request.vllm_xargs or {}).items() if k != wire.KEY}
-    if chosen is not None:
-        xargs[wire.KEY] = chosen.text
-    if call is not None:
-        xargs[wire.CALL] = call
-    request.vllm_xargs = xargs or None
+    others = {k: v for k, v in (request.vllm_xargs or {}).items() if k != wire.KEY}
+    request.vllm_xargs = Asked(chosen.text if chosen is not None else None, call).into(others) or None
 
 
 def _refuse_beam_search(service: Service, chosen: Accepted | None, request: Any) -> None:

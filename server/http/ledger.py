@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
+from kvserve.channels import take_record
 from kvserve.policy import request as wire
 from server.http.faults import failing, tell
 
-RECORD = "kvserve"
 SUMMED = (
     "logical_tokens",
     "kept_tokens",
@@ -83,11 +83,9 @@ class Ledger:
 
     def take(self, output: Any) -> None:
         """File the record of one EngineCoreOutput and remove it, so that it never reaches a client."""
-        params = output.kv_transfer_params
-        if params and RECORD in params:
-            self.passing[output.request_id] = params[RECORD]
-            self.file(output.request_id, params[RECORD])
-            output.kv_transfer_params = {k: v for k, v in params.items() if k != RECORD} or None
+        if (record := take_record(output)) is not None:
+            self.passing[output.request_id] = record
+            self.file(output.request_id, record)
 
     def watch(self, output_processor: Any) -> None:
         """Read all that vLLM's OutputProcessor processes from now on; a second call changes nothing."""

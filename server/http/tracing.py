@@ -10,8 +10,8 @@ from typing import Any
 from opentelemetry import trace
 from opentelemetry.sdk.trace import SpanProcessor
 
+from kvserve.channels import Asked
 from kvserve.engine import frontend
-from kvserve.policy import request as wire
 from server.http.ledger import Ledger
 
 PREFIX = "kvserve."
@@ -53,4 +53,4 @@ def attach(output_processor: Any, ledger: Ledger) -> None:
     output_processor.do_tracing = do_tracing
     provider: Any = trace.get_tracer_provider()  # the SDK's, since vLLM's tracing is on
     provider.add_span_processor(CacheAttributes())
-    frontend.defaults[wire.CALL] = ""  # requests by routes that report no usage of ours have spans too
+    frontend.defaults |= Asked(call="").into()  # requests by routes that report no usage of ours have spans too

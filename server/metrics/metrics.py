@@ -21,9 +21,10 @@ from prometheus_client.utils import floatToGoString
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 import kvserve
+from kvserve.channels import take_totals
 from kvserve.startup.guard import vllm_version
 from kvserve.startup.options import switched_on
-from kvserve.stats import SECONDS, SHARES, Histogram, load
+from kvserve.stats import SECONDS, SHARES, Histogram
 from server.canary.canary import QUALITY, Findings
 from server.metrics.board import Board, View, board
 
@@ -202,7 +203,7 @@ class KVStatLogger(StatLoggerBase):
         """Take the snapshot out of vLLM's statistics, if there is one."""
         if not self._on or scheduler_stats is None:
             return
-        snapshot = load(scheduler_stats.num_kv_fetch_reqs_by_stage)
+        snapshot = take_totals(scheduler_stats)
         if snapshot is not None:
             board.post(engine_idx, snapshot)
 

@@ -12,8 +12,9 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 
 import server.metrics.metrics
+from kvserve.channels import add_totals, take_totals
 from kvserve.policy.errors import PolicyError
-from kvserve.stats import SECONDS, SHARES, EngineTotals, load
+from kvserve.stats import SECONDS, SHARES, EngineTotals
 from server.canary.canary import Findings
 from server.canary.replay import Judgement
 from server.metrics.board import Board
@@ -58,18 +59,20 @@ def _config(scheduler: str | None) -> Any:
 ON, OFF = _config("kvserve.engine.scheduler.KVScheduler"), _config(None)
 
 
-def _snapshot(requests: int = 3) -> dict[str, int]:
+def _stats(requests: int = 3) -> Any:
     totals = EngineTotals(resident_bytes=100, full_bytes=400, pool_bytes=1000, preemptions_avoided=1)
     policy = totals.of("streaming")
     policy.requests, policy.compactions, policy.evicted, policy.blocks_freed = requests, 5, 750.5, 40
     policy.seconds.add(SECONDS, 0.0007)
     policy.seconds.add(SECONDS, 99.0)
     policy.kept.add(SHARES, 0.25)
-    return {totals.dump(): 0, "waiting": 2}
+    stats = SimpleNamespace(num_kv_fetch_reqs_by_stage={"waiting": 2})
+    add_totals(stats, totals.dump())
+    return stats
 
 
 def _post(board: Board, engine: int = 0, requests: int = 3) -> None:
-    snapshot = load(_snapshot(requests))
+    snapshot = take_totals(_stats(requests))
     assert snapshot is not None
     board.post(engine, snapshot)
 
@@ -219,7 +222,7 @@ def test_stat_logger_may_be_made_many_times(monkeypatch: pytest.MonkeyPatch, boa
     monkeypatch.setattr(server.metrics.metrics, "board", board)
     monkeypatch.setattr(server.metrics.metrics, "export", lambda source: export(source, registry))
     loggers = [KVStatLogger(ON, index) for index in (0, 1, 0)]
-    stats = SimpleNamespace(num_kv_fetch_reqs_by_stage=_snapshot())
+    stats = _stats()
     loggers[0].record(stats, None, engine_idx=0)
     loggers[1].record(None, None, engine_idx=1)
     assert stats.num_kv_fetch_reqs_by_stage == {"waiting": 2}
