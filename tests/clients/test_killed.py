@@ -11,10 +11,11 @@ from openai import OpenAI
 
 client = OpenAI(base_url=sys.argv[1] + "/v1")
 more = {{"ignore_eos": True, **({{"kv_policy": sys.argv[2]}} if len(sys.argv) > 2 else {{}})}}
-for chunk in client.completions.create(
-    model={MODEL!r}, prompt={PROMPT!r}, max_tokens={LONG}, stream=True, extra_body=more
-):
-    print(chunk.choices[0].text, flush=True)
+while True:  # whenever it is killed, it waits for an answer
+    for chunk in client.completions.create(
+        model={MODEL!r}, prompt={PROMPT!r}, max_tokens={LONG}, stream=True, extra_body=more
+    ):
+        print(chunk.choices[0].text, flush=True)
 """
 
 

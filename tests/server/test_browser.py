@@ -2,10 +2,12 @@
 
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from selenium.common.exceptions import StaleElementReferenceException
 
 from tests.server.browsing import chromium, complaints, look, picture
 from tests.server.running import KEY, MODEL, Server, serving, wait_for
@@ -50,7 +52,10 @@ def all_of(browser: Any, selector: str) -> list[Any]:
 
 
 def texts(browser: Any, selector: str) -> list[str]:
-    return [element.text for element in all_of(browser, selector)]
+    """Again if the page has replaced one of the elements meanwhile."""
+    while True:
+        with suppress(StaleElementReferenceException):
+            return [element.text for element in all_of(browser, selector)]
 
 
 def states(browser: Any) -> list[str]:
