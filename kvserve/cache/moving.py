@@ -1,18 +1,36 @@
-"""Moving the tokens that stay to the slots that they get."""
+"""Moving the tokens that stay to the slots that they get: on CUDA by a Triton kernel, unless some were merged."""
+
+from __future__ import annotations
 
 from itertools import takewhile
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from kvserve.cache.contents import LayerCache, take
-from kvserve.policy import Merged
+
+if TYPE_CHECKING:  # the kernels and their bench need torch and Triton only
+    from kvserve.policy import Merged
 
 
-def move(cache: LayerCache, src: Tensor, dst: Tensor, choice: Merged, read: dict[str, Tensor]) -> None:
-    """From blocks `src` to blocks `dst` (b,) of one layer, of each head what `choice` says; blocks may be in both.
+def move(
+    cache: LayerCache, src: Tensor, dst: Tensor, choice: Merged, read: dict[str, Tensor], apart: bool = False
+) -> None:
+    """From blocks `src` to blocks `dst` (b,) of one layer, of each head what `choice` says.
 
     read: contents of `src` that have been read already, as stored, by "keys" and "values"; emptied.
+    apart: whether no block is in both `src` and `dst`.
     """
+    if src.is_cuda and choice.keys is None and choice.values is None:
+        from kvserve.cache.moving_triton import move as on_gpu
+
+        on_gpu(cache, src, dst, choice.slots, apart)
+        read.clear()
+    else:
+        _by_torch(cache, src, dst, choice, read)
+
+
+def _by_torch(cache: LayerCache, src: Tensor, dst: Tensor, choice: Merged, read: dict[str, Tensor]) -> None:
     skip = _undisturbed(cache, src, dst, choice)
     slots = choice.slots[:, skip * cache.keys.block_size :]
     # All is picked before any is written: source and destination blocks overlap.

@@ -43,6 +43,7 @@ class _Step(NamedTuple):
     layer: Layer
     src: Tensor
     dst: Tensor
+    apart: bool  # no block is in both
     read: dict[str, Tensor]  # contents that the policy has read, as they are stored
 
 
@@ -199,7 +200,8 @@ class Compactor:
     def _steps(self, plan: Plan) -> list[_Step]:
         src = torch.tensor(plan.src, device=self._device)
         dst = torch.tensor(plan.dst, device=self._device)
-        return [_Step(plan, layer, src, dst, {}) for layer in self.layers[plan.group]]
+        apart = set(plan.src).isdisjoint(plan.dst)
+        return [_Step(plan, layer, src, dst, apart, {}) for layer in self.layers[plan.group]]
 
     def _view(self, step: _Step, record: Record) -> LayerView:
         plan = step.plan
@@ -209,7 +211,7 @@ class Compactor:
     def _apply(self, step: _Step, record: Record, view: LayerView, choice: Tensor | Merged) -> int:
         """Move what stays to its new slots and remember it; the number of tokens that were merged."""
         choice = checked(choice, self._room(step))
-        move(step.layer.cache, step.src, step.dst, choice, step.read)
+        move(step.layer.cache, step.src, step.dst, choice, step.read, step.apart)
         stay = choice.slots
         record.layers[step.layer.index] = LayerMemory(
             positions=view.positions.gather(1, stay),

@@ -5,10 +5,15 @@ Cache and PrefixKV. The kernels of attention do not hand out probabilities, so t
 more, tile by tile. On CUDA by a Triton kernel (`kvserve.evidence.mass_triton`), elsewhere by torch.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from kvserve.policy.softmax import Softmax
+if TYPE_CHECKING:  # the kernels and their bench need torch and Triton only
+    from kvserve.policy.softmax import Softmax
 
 TILE = 64  # queries at a time: TILE * G rows of logits stay in a core's second-level cache
 
@@ -16,27 +21,28 @@ TILE = 64  # queries at a time: TILE * G rows of logits stay in a core's second-
 def column_sums(queries: Tensor, keys: Tensor, softmax: Softmax, first: int, stride: int = 1) -> Tensor:
     """Causal attention of some queries on all slots, summed over the queries.
 
-    queries: (W, H * G, D); keys: (H, n, D) float32, slots in order of age; query w is that of slot
+    queries: (W, H * G, D); keys: (H, n, D), slots in order of age; query w is that of slot
     first + w * stride and sees the slots up to it; returns (H, G, n) float32.
     """
     if queries.is_cuda:
         from kvserve.evidence.mass_triton import column_sums as on_gpu
 
-        return on_gpu(queries.float().contiguous(), keys.contiguous(), softmax, first, stride)
-    return _tiled(queries.float(), keys, softmax, first, stride)
+        return on_gpu(queries, keys, softmax, first, stride)
+    return tiled(queries.float(), keys.float(), softmax, first, stride)
 
 
-def _tiled(queries: Tensor, keys: Tensor, softmax: Softmax, first: int, stride: int) -> Tensor:
+def tiled(queries: Tensor, keys: Tensor, softmax: Softmax, first: int, stride: int) -> Tensor:
+    """By torch, in float32."""
     heads, slots, width = keys.shape
     scale = 1.0 if softmax.cap else softmax.scale  # where nothing comes in between, it costs no pass of its own
     count, group = len(queries), queries.shape[1] // heads
     sums = keys.new_zeros(heads, group, slots)
     by_head = queries.view(count, heads, group, width).permute(1, 2, 0, 3)
-    at = first + stride * torch.arange(count)
+    at = first + stride * torch.arange(count, device=keys.device)
     for start in range(0, count, TILE):
         end = min(count, start + TILE)
         young, seen = first + start * stride + 1, first + (end - 1) * stride + 1
-        unseen = torch.arange(young, seen) > at[start:end, None]  # of the slots that the tile's first query cannot see
+        unseen = torch.arange(young, seen, device=keys.device) > at[start:end, None]  # of the slots that the tile's first query cannot see
         for head in range(heads):
             logits = by_head[head, :, start:end] @ keys[head, :seen].T
             if softmax.cap:

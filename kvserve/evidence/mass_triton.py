@@ -1,96 +1,127 @@
 """Attention mass on CUDA: two passes over tiles, one for each query's softmax, one for each slot's sum.
 
-No atomics, so sums do not depend on the order in which blocks run.
+No atomics, so sums do not depend on the order in which blocks run. Of one half-precision dtype, queries and keys
+are multiplied as they are, with float32 sums; otherwise all is float32. Exponentials are to the base 2.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kvserve.policy.softmax import Softmax
+if TYPE_CHECKING:  # needs no more than torch and Triton
+    from kvserve.policy.softmax import Softmax
 
-QUERIES, SLOTS = 64, 64  # sizes of a tile
-
-
-@triton.jit
-def _capped(x, cap):
-    """cap * tanh(x / cap), by an exponential that may overflow to infinity without harm."""
-    return cap * (1.0 - 2.0 / (tl.exp(2.0 * x / cap) + 1.0))
+LOG2E = 1.4426950408889634
+STAYS = 32768  # bytes of the tile that a program keeps; the tiles that pass by it have half as many
 
 
 @triton.jit
+def _rows(start, at, count, step, D: tl.constexpr, WIDTH: tl.constexpr):
+    """Rows `at` (n,) of `count` that lie `step` apart, (n, WIDTH), zeros where there are none."""
+    d = tl.arange(0, WIDTH)
+    return tl.load(start + at[:, None] * step + d[None], mask=(at[:, None] < count) & (d[None] < D), other=0.0)
+
+
+@triton.jit
+def _logits(left, right, scale, cap, CAPPED: tl.constexpr, PRECISION: tl.constexpr):
+    """(n, D) and (m, D) -> (n, m) to the base 2; tanh by an exponential that may overflow to infinity without harm."""
+    scaled = tl.dot(left, tl.trans(right), input_precision=PRECISION) * scale
+    if CAPPED:
+        scaled = cap * (1.0 - 2.0 / (tl.exp2(scaled) + 1.0))
+    return scaled
+
+
+@triton.jit
+def _include(highest, total, logits):
+    """A running maximum and the sum of exponentials relative to it, with these logits too."""
+    peak = tl.maximum(highest, tl.max(logits, 1))
+    return peak, total * tl.exp2(highest - peak) + tl.sum(tl.exp2(logits - peak[:, None]), 1)
+
+
+@triton.jit(do_not_specialize=["count", "slots", "first", "stride"])
 def _normalisers(
     q, k, sinks, lse, scale, count, slots, group, first, stride, cap,
-    D: tl.constexpr, WIDTH: tl.constexpr, BQ: tl.constexpr, BS: tl.constexpr, CAPPED: tl.constexpr, SUNK: tl.constexpr,
+    D: tl.constexpr, WIDTH: tl.constexpr, STAY: tl.constexpr, PASS: tl.constexpr,
+    CAPPED: tl.constexpr, SUNK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """lse[hq, w] = log sum over slots, and a sink, of exp(cap(scale * q . k)): grid (query tiles, query heads)."""
-    hq = tl.program_id(1)
-    w = tl.program_id(0) * BQ + tl.arange(0, BQ)
-    d = tl.arange(0, WIDTH)
-    heads = tl.num_programs(1)
-    query = tl.load(q + (w[:, None] * heads + hq) * D + d[None], mask=(w[:, None] < count) & (d[None] < D), other=0.0)
-    highest = tl.full([BQ], float("-inf"), tl.float32)
-    total = tl.zeros([BQ], tl.float32)
-    last = first + (tl.program_id(0) * BQ + BQ - 1) * stride + 1  # slots that the tile's newest query sees
-    for start in range(0, tl.minimum(last, slots), BS):
-        s = start + tl.arange(0, BS)
-        key = tl.load(k + ((hq // group) * slots + s[:, None]) * D + d[None],
-                      mask=(s[:, None] < slots) & (d[None] < D), other=0.0)  # fmt: skip
-        logits = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
-        if CAPPED:
-            logits = _capped(logits, cap)
+    """lse[hq, w] = log2 of the sum over slots, and a sink, of 2 ** logit: grid (query tiles, query heads)."""
+    hq, heads = tl.program_id(1).to(tl.int64), tl.num_programs(1)
+    oldest = tl.program_id(0) * STAY
+    w = oldest + tl.arange(0, STAY)
+    query = _rows(q + hq * D, w, count, heads * D, D, WIDTH)
+    keys = k + (hq // group) * slots * D
+    highest = tl.full([STAY], float("-inf"), tl.float32)
+    total = tl.zeros([STAY], tl.float32)
+    seen = tl.minimum(first + (oldest + STAY - 1) * stride + 1, slots)  # by any of the tile's queries
+    by_all = tl.minimum(first + oldest * stride + 1, slots) // PASS * PASS
+    for start in range(0, by_all, PASS):
+        key = _rows(keys, start + tl.arange(0, PASS), slots, D, D, WIDTH)
+        highest, total = _include(highest, total, _logits(query, key, scale, cap, CAPPED, PRECISION))
+    for start in range(by_all, seen, PASS):
+        s = start + tl.arange(0, PASS)
+        key = _rows(keys, s, slots, D, D, WIDTH)
+        logits = _logits(query, key, scale, cap, CAPPED, PRECISION)
         logits = tl.where(s[None] <= first + w[:, None] * stride, logits, float("-inf"))
-        peak = tl.maximum(highest, tl.max(logits, 1))
-        total = total * tl.exp(highest - peak) + tl.sum(tl.exp(logits - peak[:, None]), 1)
-        highest = peak
+        highest, total = _include(highest, total, logits)
     if SUNK:
         sink = tl.load(sinks + hq)
         peak = tl.maximum(highest, sink)
-        total = total * tl.exp(highest - peak) + tl.exp(sink - peak)
+        total = total * tl.exp2(highest - peak) + tl.exp2(sink - peak)
         highest = peak
-    tl.store(lse + hq * count + w, highest + tl.log(total), mask=w < count)
+    tl.store(lse + hq * count + w, highest + tl.log2(total), mask=w < count)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "slots", "first", "stride"])
 def _sums(
     q, k, lse, out, scale, count, slots, group, first, stride, cap,
-    D: tl.constexpr, WIDTH: tl.constexpr, BQ: tl.constexpr, BS: tl.constexpr, CAPPED: tl.constexpr, SUNK: tl.constexpr,
+    D: tl.constexpr, WIDTH: tl.constexpr, STAY: tl.constexpr, PASS: tl.constexpr,
+    CAPPED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """out[hq, s] = sum over queries of exp(cap(scale * q . k) - lse): grid (slot tiles, query heads)."""
-    hq = tl.program_id(1)
-    s = tl.program_id(0) * BS + tl.arange(0, BS)
-    d = tl.arange(0, WIDTH)
-    heads = tl.num_programs(1)
-    key = tl.load(k + ((hq // group) * slots + s[:, None]) * D + d[None],
-                  mask=(s[:, None] < slots) & (d[None] < D), other=0.0)  # fmt: skip
-    sums = tl.zeros([BS], tl.float32)
-    blind = tl.maximum(0, tl.program_id(0) * BS - first) // stride  # queries that see none of these slots, about
-    oldest = tl.minimum(blind, count) // BQ * BQ
-    for start in range(oldest, count, BQ):
-        w = start + tl.arange(0, BQ)
-        query = tl.load(q + (w[:, None] * heads + hq) * D + d[None],
-                        mask=(w[:, None] < count) & (d[None] < D), other=0.0)  # fmt: skip
+    """out[hq, s] = sum over queries of 2 ** (logit - lse): grid (slot tiles, query heads)."""
+    hq, heads = tl.program_id(1).to(tl.int64), tl.num_programs(1)
+    oldest = tl.program_id(0) * STAY
+    s = oldest + tl.arange(0, STAY)
+    key = _rows(k + (hq // group) * slots * D, s, slots, D, D, WIDTH)
+    sums = tl.zeros([STAY, PASS], tl.float32)  # summed over its columns at the end, which is once
+    blind = tl.maximum(0, oldest - first) // stride  # queries that see none of these slots, about
+    partly = tl.maximum(0, oldest + STAY - 1 - first + stride - 1) // stride  # those that do not see all
+    begin = tl.minimum(blind, count) // PASS * PASS
+    by_all = tl.minimum((partly + PASS - 1) // PASS * PASS, count)
+    for start in range(begin, by_all, PASS):
+        w = start + tl.arange(0, PASS)
+        query = _rows(q + hq * D, w, count, heads * D, D, WIDTH)
         norm = tl.load(lse + hq * count + w, mask=w < count, other=float("inf"))
-        logits = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
-        if CAPPED:
-            logits = _capped(logits, cap)
-        probs = tl.exp(logits - norm[:, None])
-        probs = tl.where((s[None] <= first + w[:, None] * stride) & (w[:, None] < count), probs, 0.0)
-        sums += tl.sum(probs, 0)
-    tl.store(out + hq * slots + s, sums, mask=s < slots)
+        probs = tl.exp2(_logits(key, query, scale, cap, CAPPED, PRECISION) - norm[None])
+        sums += tl.where(s[:, None] <= first + w[None] * stride, probs, 0.0)
+    for start in range(tl.maximum(begin, by_all), count, PASS):
+        w = start + tl.arange(0, PASS)
+        query = _rows(q + hq * D, w, count, heads * D, D, WIDTH)
+        norm = tl.load(lse + hq * count + w, mask=w < count, other=float("inf"))
+        sums += tl.exp2(_logits(key, query, scale, cap, CAPPED, PRECISION) - norm[None])
+    tl.store(out + hq * slots + s, tl.sum(sums, 1), mask=s < slots)
 
 
 def column_sums(queries: Tensor, keys: Tensor, softmax: Softmax, first: int, stride: int) -> Tensor:
-    """(W, H * G, D) and (H, n, D), both float32 and contiguous -> (H, G, n); as `mass.column_sums`."""
+    """(W, H * G, D) and (H, n, D) -> (H, G, n) float32; as `mass.column_sums`."""
+    if queries.dtype != keys.dtype or queries.dtype.itemsize != 2:
+        queries, keys = queries.float(), keys.float()
+    queries, keys = queries.contiguous(), keys.contiguous()
     (count, query_heads, width), (heads, slots, _) = queries.shape, keys.shape
-    group = query_heads // heads
     lse = torch.empty(query_heads, count, device=queries.device)
-    out = torch.empty(heads, group, slots, device=queries.device)
-    sizes = {"D": width, "WIDTH": max(16, triton.next_power_of_2(width)), "BQ": QUERIES, "BS": SLOTS}
-    sizes |= {"CAPPED": bool(softmax.cap), "SUNK": softmax.sinks is not None}
-    numbers = (softmax.scale, count, slots, group, first, stride, softmax.cap)
-    sinks = lse if softmax.sinks is None else softmax.sinks  # without sinks, a pointer that is not read
-    _normalisers[(triton.cdiv(count, QUERIES), query_heads)](queries, keys, sinks, lse, *numbers, **sizes)
-    _sums[(triton.cdiv(slots, SLOTS), query_heads)](queries, keys, lse, out, *numbers, **sizes)
+    out = torch.empty(heads, query_heads // heads, slots, device=queries.device)
+    room = max(16, triton.next_power_of_2(width))
+    stay = min(128, max(32, STAYS // (room * queries.element_size())))
+    sizes = {"D": width, "WIDTH": room, "STAY": stay, "PASS": stay // 2, "CAPPED": bool(softmax.cap)}
+    sizes |= {"PRECISION": "ieee", "num_warps": 8 if stay == 128 else 4}
+    scale = softmax.scale * LOG2E * (2.0 / softmax.cap if softmax.cap else 1.0)
+    numbers = (scale, count, slots, query_heads // heads, first, stride, softmax.cap * LOG2E)
+    sunk = softmax.sinks is not None
+    sinks = softmax.sinks * LOG2E if sunk else lse  # without sinks, a pointer that is not read
+    _normalisers[(triton.cdiv(count, stay), query_heads)](queries, keys, sinks, lse, *numbers, **sizes, SUNK=sunk)
+    _sums[(triton.cdiv(slots, stay), query_heads)](queries, keys, lse, out, *numbers, **sizes)
     return out

@@ -62,9 +62,9 @@ def test_merged_entries_are_the_means(cache, monkeypatch):
     llm = harness.start(dtype=dtype, kv_cache_dtype=cache_dtype, blocks=128, max_model_len=1024)
     stock, checked = compactor.move, []
 
-    def watched(cache, src, dst, choice, read):
+    def watched(cache, src, dst, choice, read, apart):
         before = {n: t.decode(t.read(src, 333)) for n, t in cache._asdict().items()}
-        stock(cache, src, dst, choice, read)
+        stock(cache, src, dst, choice, read, apart)
         for name, tokens in cache._asdict().items():
             after = tokens.decode(tokens.read(dst, 100))
             checked.append((_buckets(before[name], choice.slots[0]), after))
