@@ -108,7 +108,8 @@ def _sums(
 
 def column_sums(queries: Tensor, keys: Tensor, softmax: Softmax, first: int, stride: int) -> Tensor:
     """(W, H * G, D) and (H, n, D) -> (H, G, n) float32; as `mass.column_sums`."""
-    if queries.dtype != keys.dtype or queries.dtype.itemsize != 2:
+    halves = (torch.float16, torch.bfloat16) if queries.is_cuda else (torch.float16,)
+    if queries.dtype != keys.dtype or queries.dtype not in halves:  # the interpreter has no products of bfloat16
         queries, keys = queries.float(), keys.float()
     queries, keys = queries.contiguous(), keys.contiguous()
     (count, query_heads, width), (heads, slots, _) = queries.shape, keys.shape
