@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bench.kernel_cases import ORDERS, Move, Softmax, by_torch, kept, paged
+from kvserve.cache.contents import Tokens
 from kvserve.cache.moving_triton import move
 from kvserve.evidence.mass_triton import column_sums
 
@@ -46,8 +47,8 @@ def _moved(order: str, name: str, dtype: torch.dtype, width: int, device: str) -
     return f"mover, {order}, {name}: equal"
 
 
-def _copied(tokens):  # noqa: ANN001, ANN202
-    return type(tokens)(tokens.view.clone(), tokens.scale, tokens.fp8)
+def _copied(tokens: Tokens) -> Tokens:
+    return Tokens(tokens.view.clone())
 
 
 def _bytes(view: Tensor) -> Tensor:

@@ -124,5 +124,7 @@ class Gatherer(Observer):
 
 
 def _keys(layer: Layer, where: Location) -> Tensor:
-    """(H, slots, D) float32: those of all slots held."""
-    return layer.cache.keys.decode(layer.cache.keys.read(where.blocks, where.slots))
+    """(H, slots, D): those of all slots held, as they are stored, or in float32 where those are fp8 codes."""
+    keys = layer.cache.keys
+    contents = keys.read(where.blocks, where.slots)
+    return contents if keys.fp8 is None else keys.decode(contents)

@@ -122,7 +122,7 @@ def column_sums(queries: Tensor, keys: Tensor, softmax: Softmax, first: int, str
     scale = softmax.scale * LOG2E * (2.0 / softmax.cap if softmax.cap else 1.0)
     numbers = (scale, count, slots, query_heads // heads, first, stride, softmax.cap * LOG2E)
     sunk = softmax.sinks is not None
-    sinks = softmax.sinks * LOG2E if sunk else lse  # without sinks, a pointer that is not read
+    sinks = lse if softmax.sinks is None else softmax.sinks * LOG2E  # without sinks, a pointer that is not read
     _normalisers[(triton.cdiv(count, stay), query_heads)](queries, keys, sinks, lse, *numbers, **sizes, SUNK=sunk)
     _sums[(triton.cdiv(slots, stay), query_heads)](queries, keys, lse, out, *numbers, **sizes)
     return out
