@@ -18,7 +18,7 @@ SPREAD := $(if $(filter-out 1,$(JOBS)),-n $(JOBS) --dist loadfile --no-loadscope
 ENGINE_LINES := 2200
 
 .DEFAULT_GOAL := help
-.PHONY: help serve quick test test-all check bench bench-policies eval claims kvpress loadtest pages dashboards model clean
+.PHONY: help serve quick test test-all check bench bench-policies bench-kernels eval claims kvpress loadtest pages dashboards model clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -63,6 +63,9 @@ bench: $(VENV)/.$(ENGINE)-dev ## speed against stock vLLM: prints a table, write
 bench-policies: $(VENV)/.$(ENGINE)-dev ## every policy's rounds and tokens/s: prints two tables, writes results/policies.json and gathering.json
 	$(BIN)/python -m bench --parts e --out results/policies.json
 	$(BIN)/python -m bench --parts f --out results/gathering.json
+
+bench-kernels: $(VENV)/.$(ENGINE)-dev ## the Triton kernels on one GPU, in less than four minutes: prints tables, writes results/kernels.*
+	$(BIN)/python -m bench.kernels
 
 eval: $(VENV)/.$(ENGINE)-dev ## quality of every policy, in a quarter of an hour: prints tables, writes results/quality.*
 	$(BIN)/kvserve eval --short

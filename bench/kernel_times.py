@@ -16,8 +16,8 @@ from kvserve.evidence.mass_triton import column_sums
 Row = dict[str, Any]
 
 HEADINGS = {
-    "a": "Moving the slots of one layer that stay, the requests one after the other: bytes read and written; time on the "
-    "GPU (as a CUDA graph), and called from Python.",
+    "a": "Moving the slots of one layer that stay, the requests one after the other: bytes read and written; time on "
+    "the GPU (as a CUDA graph), and called from Python.",
     "b": "Attention mass of one layer's whole prompt against flash attention of the same prompt (causal, torch's own).",
     "c": "A compaction of all requests in all layers, called from Python as the worker does: moving alone, without "
     "choosing what stays.",

@@ -26,7 +26,8 @@ deploy/test_kubernetes.py deploy/test_rules.py server/test_choice.py server/test
 """.split()
 """What `make quick` runs, below this folder: it imports no vLLM and starts no Python, so no engine and no server."""
 NOT_QUICK = """
-evals/test_measuring.py evals/beside/test_worker.py evals/distance/test_asking.py policies/test_ksa.py
+bench/test_kernels.py evals/test_measuring.py evals/beside/test_worker.py evals/distance/test_asking.py
+policies/test_ksa.py
 """.split()
 
 SHARED = ("tests/clients/", "tests/deploy/")

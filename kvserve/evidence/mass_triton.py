@@ -115,10 +115,8 @@ def column_sums(queries: Tensor, keys: Tensor, softmax: Softmax, first: int, str
     (count, query_heads, width), (heads, slots, _) = queries.shape, keys.shape
     lse = torch.empty(query_heads, count, device=queries.device)
     out = torch.empty(heads, query_heads // heads, slots, device=queries.device)
-    room = max(16, triton.next_power_of_2(width))
-    stay = min(128, max(32, STAYS // (room * queries.element_size())))
-    sizes = {"D": width, "WIDTH": room, "STAY": stay, "PASS": stay // 2, "CAPPED": bool(softmax.cap)}
-    sizes |= {"PRECISION": "ieee", "num_warps": 8 if stay == 128 else 4}
+    sizes = {**tiles(width, queries.element_size()), "CAPPED": bool(softmax.cap), "PRECISION": "ieee"}
+    stay = sizes["STAY"]
     scale = softmax.scale * LOG2E * (2.0 / softmax.cap if softmax.cap else 1.0)
     numbers = (scale, count, slots, query_heads // heads, first, stride, softmax.cap * LOG2E)
     sunk = softmax.sinks is not None
@@ -126,3 +124,10 @@ def column_sums(queries: Tensor, keys: Tensor, softmax: Softmax, first: int, str
     _normalisers[(triton.cdiv(count, stay), query_heads)](queries, keys, sinks, lse, *numbers, **sizes, SUNK=sunk)
     _sums[(triton.cdiv(slots, stay), query_heads)](queries, keys, lse, out, *numbers, **sizes)
     return out
+
+
+def tiles(width: int, size: int) -> dict[str, int]:
+    """What heads of `width` elements of `size` bytes are computed in: tile sizes that fit every GPU."""
+    room = max(16, triton.next_power_of_2(width))
+    stay = min(128, max(32, STAYS // (room * size)))
+    return {"D": width, "WIDTH": room, "STAY": stay, "PASS": stay // 2, "num_warps": 8 if stay == 128 else 4}

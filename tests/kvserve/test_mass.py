@@ -78,26 +78,56 @@ def test_large_logits_do_not_overflow():
     assert found.sum() == pytest.approx(40, abs=1e-3)
 
 
-INTERPRETED = """
-import torch
-from tests.kvserve.test_mass import SHAPES, SOFTMAXES, world
-from kvserve.evidence.mass import column_sums as expected
-from kvserve.evidence.mass_triton import column_sums
-for shape in SHAPES:
-    queries, keys = world(*shape)
-    first = shape[1] - shape[0]
-    for softmax in SOFTMAXES:
-        found = column_sums(queries, keys, softmax, first, 1)
-        assert torch.allclose(found, expected(queries, keys, softmax, first), atol=1e-5), (shape, softmax)
-    some = queries[::3].contiguous()
-    found = column_sums(some, keys, SOFTMAXES[0], first, 3)
-    assert torch.allclose(found, expected(some, keys, SOFTMAXES[0], first, 3), atol=1e-5), shape
-print("equal", len(SHAPES))
-"""
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LENGTHS = ((33, 33, 1), (100, 131, 1), (41, 250, 5))  # queries, slots, stride
+
+
+def kernel_cases():
+    """(dtype, queries, slots, stride, KV heads, group, head size, softmax): every pair of two settings, about."""
+    softmaxes = [Softmax(0.2), Softmax(0.2, cap=1.5), Softmax(0.2, sinks=torch.linspace(-2, 5, 8))]
+    softmaxes.append(Softmax(0.2, 1.5, torch.linspace(-2, 5, 8)))
+    number = 0
+    for dtype in DTYPES:
+        for group in (1, 4, 8):
+            for width in (64, 80, 128, 256):
+                yield dtype, *LENGTHS[number % 3], 8 // group, group, width, softmaxes[number // 3 % 4]
+                number += 1
+
+
+def check_kernel():
+    """The number of cases that came out right, of shapes in float32 and of other dtypes. Raises AssertionError."""
+    from kvserve.evidence.mass_triton import column_sums as by_triton
+
+    for shape in SHAPES:
+        queries, keys = world(*shape)
+        first = shape[1] - shape[0]
+        for softmax in SOFTMAXES:
+            found = by_triton(queries, keys, softmax, first, 1)
+            assert torch.allclose(found, column_sums(queries, keys, softmax, first), atol=1e-5), (shape, softmax)
+        found = by_triton(queries[::3], keys, SOFTMAXES[0], first, 3)
+        assert torch.allclose(found, column_sums(queries[::3], keys, SOFTMAXES[0], first, 3), atol=1e-5), shape
+    count = 0
+    for case in kernel_cases():
+        dtype, queries, slots, stride, heads, group, width, softmax = case
+        q, k = (made.to(dtype) for made in world(queries, slots, heads, group, width))
+        first = slots - 1 - (queries - 1) * stride
+        found, wanted = by_triton(q, k, softmax, first, stride), naive(q, k, softmax, first, stride)
+        assert torch.allclose(found.double(), wanted, atol=2e-5, rtol=1e-5), (case, (found - wanted).abs().max())
+        count += 1
+    return count
 
 
 def test_triton_kernel_in_the_interpreter():
     """In a process of its own: the interpreter is chosen when triton is imported."""
     env = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, "-c", INTERPRETED], env=env, capture_output=True, text=True, timeout=300)
-    assert done.stdout.strip() == f"equal {len(SHAPES)}", done.stderr
+    script = "from tests.kvserve.test_mass import check_kernel; print('equal', check_kernel())"
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == f"equal {len(list(kernel_cases()))}", done.stderr
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+def test_keys_of_half_precision_are_read_as_the_numbers_that_they_are(dtype):
+    queries, keys = (made.to(dtype) for made in world(70, 90, 2, 2, 32))
+    found = column_sums(queries, keys, Softmax(0.2), 20)
+    assert torch.equal(found, column_sums(queries.float(), keys.float(), Softmax(0.2), 20))
+    assert torch.allclose(found.double(), naive(queries, keys, Softmax(0.2), 20), atol=1e-5)
