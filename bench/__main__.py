@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.report import SpeedReport
-from bench.sizes import FULL_RUN, QUICK, SHORT, Sizes
+from bench.sizes import FULL_RUN, QUICK, SHORT, BenchSizes
 from measuring.command import INTERRUPTED, at_least, defaults, listed, measured
 from measuring.machine import about
 from measuring.repetitions import Repetitions
@@ -52,7 +52,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     return chosen
 
 
-def run(parts: Sequence[str], sizes: Sizes, repeats: int, book: Repetitions) -> None:
+def run(parts: Sequence[str], sizes: BenchSizes, repeats: int, book: Repetitions) -> None:
     from bench import compaction, context, gathering, model, overhead, pool, roster, summaries
 
     with tempfile.TemporaryDirectory() as folder:

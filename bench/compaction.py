@@ -7,18 +7,18 @@ prefill (the step that follows the prompt) and of decoding (all after it), one r
 import statistics
 from pathlib import Path
 
-from bench.engine import Engine, prompt
+from bench.engine import BenchEngine, prompt
 from bench.policies import BUDGETED, Request, spoken
-from bench.sizes import BLOCK, Sizes
+from bench.sizes import BLOCK, BenchSizes
 from bench.watch import watched
 from measuring.repetitions import Repetitions
 
 PART = "d"
 
 
-def measure(sizes: Sizes, repeats: int, model: Path, book: Repetitions) -> None:
+def measure(sizes: BenchSizes, repeats: int, model: Path, book: Repetitions) -> None:
     length = sizes.compaction_prompt + sizes.compaction_output
-    engine = Engine(model, blocks=(sizes.batch + 1) * (length // BLOCK + 1), max_len=length, chunk=sizes.chunk)
+    engine = BenchEngine(model, blocks=(sizes.batch + 1) * (length // BLOCK + 1), max_len=length, chunk=sizes.chunk)
     try:
         for repetition in range(repeats):
             for name, request in BUDGETED.items():
@@ -31,7 +31,7 @@ def measure(sizes: Sizes, repeats: int, model: Path, book: Repetitions) -> None:
 
 
 def _repetition(
-    engine: Engine, case: str, policy: Request, batch: int, repetition: int, sizes: Sizes, book: Repetitions
+    engine: BenchEngine, case: str, policy: Request, batch: int, repetition: int, sizes: BenchSizes, book: Repetitions
 ) -> None:
     for _ in range(batch):
         engine.add(prompt(sizes.compaction_prompt, repetition), policy, sizes.compaction_output)

@@ -8,9 +8,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from bench.engine import Engine, prompt
+from bench.engine import BenchEngine, prompt
 from bench.policies import BUDGETED, spoken
-from bench.sizes import BLOCK, Sizes
+from bench.sizes import BLOCK, BenchSizes
 from measuring.repetitions import Repetitions
 
 PART = "b"
@@ -18,10 +18,10 @@ SETTLE = 4
 """Steps before the timed ones: the compaction of the prompt, and scissorhands' first round."""
 
 
-def measure(sizes: Sizes, repeats: int, model: Path, book: Repetitions) -> None:
+def measure(sizes: BenchSizes, repeats: int, model: Path, book: Repetitions) -> None:
     tokens = 2 * sum(sizes.contexts) + max(sizes.contexts)
     longest = max(sizes.contexts) + SETTLE + sizes.context_steps + BLOCK
-    engine = Engine(model, blocks=tokens // BLOCK, max_len=longest, chunk=sizes.chunk, enable_prefix_caching=True)
+    engine = BenchEngine(model, blocks=tokens // BLOCK, max_len=longest, chunk=sizes.chunk, enable_prefix_caching=True)
     policies = {"full": None, **{spoken(name, sizes): BUDGETED[name](sizes) for name in BUDGETED}}
     try:
         for context in sizes.contexts:
@@ -33,7 +33,9 @@ def measure(sizes: Sizes, repeats: int, model: Path, book: Repetitions) -> None:
         engine.stop()
 
 
-def _repetition(engine: Engine, name: str, policy: dict[str, Any] | None, sizes: Sizes, book: Repetitions) -> None:
+def _repetition(
+    engine: BenchEngine, name: str, policy: dict[str, Any] | None, sizes: BenchSizes, book: Repetitions
+) -> None:
     first: float | None = None
     for context in sizes.contexts:
         step = _step(engine, context, policy, sizes)
@@ -41,7 +43,7 @@ def _repetition(engine: Engine, name: str, policy: dict[str, Any] | None, sizes:
         book.add(PART, f"{name} @ {context}", step_ms=1e3 * step, tokens_per_s=1 / step, ratio=step / first)
 
 
-def _step(engine: Engine, context: int, policy: dict[str, Any] | None, sizes: Sizes) -> float:
+def _step(engine: BenchEngine, context: int, policy: dict[str, Any] | None, sizes: BenchSizes) -> float:
     """Median seconds of a decode step of one request of this logical length."""
     engine.add(prompt(context, context), policy, SETTLE + sizes.context_steps + BLOCK)
     engine.prefill()

@@ -23,7 +23,7 @@ def prompt(length: int, seed: object = 0) -> list[int]:
     return [source.randrange(10, VOCABULARY) for _ in range(length)]
 
 
-class Engine:
+class BenchEngine:
     """vLLM with a pool of exactly `blocks` usable blocks, stock or with kvserve switched on."""
 
     def __init__(

@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.engine import Engine, prompt
+from bench.engine import BenchEngine, prompt
 from bench.model import configure
 from bench.policies import Request, comparable, refusals
 from bench.roster import CONTROL, LAYERS
-from bench.sizes import BLOCK, Sizes
+from bench.sizes import BLOCK, BenchSizes
 from kvserve.policy import Mass, Moments, registry
 from kvserve.policy.evidence import find
 from measuring.repetitions import Repetitions
@@ -28,14 +28,14 @@ class Prefill(NamedTuple):
     cpu: float  # of this process: what others do on a shared machine is not in it
 
 
-def measure(sizes: Sizes, repeats: int, folder: Path, book: Repetitions) -> None:
+def measure(sizes: BenchSizes, repeats: int, folder: Path, book: Repetitions) -> None:
     _on(EMBEDDED, MINI, {"load_format": "auto", "dtype": "auto"}, sizes.gather_every, sizes, repeats, book)
     every = (sizes.gather_every[0], sizes.gather_every[-1])
     turns = min(repeats, sizes.wide_repeats)
     _on(WIDE, wide(folder, sizes), {"dtype": "bfloat16"}, every, sizes, turns, book)
 
 
-def wide(folder: Path, sizes: Sizes) -> Path:
+def wide(folder: Path, sizes: BenchSizes) -> Path:
     """One layer with the widths of Qwen3-8B, four query heads per KV head."""
     hidden = sizes.wide_hidden
     return configure(folder / "wide", layers=1, heads=hidden // 512, hidden=hidden, group=4, inner=3 * hidden)
@@ -46,12 +46,12 @@ def _on(
     model: Path,
     settings: dict[str, str],
     every: tuple[int, ...],
-    sizes: Sizes,
+    sizes: BenchSizes,
     repeats: int,
     book: Repetitions,
 ) -> None:
     length, groups = sizes.gather_prompt, LAYERS if name == EMBEDDED else 1
-    engine = Engine(
+    engine = BenchEngine(
         model,
         groups=groups,
         blocks=groups * (length // BLOCK + 2),
@@ -72,7 +72,7 @@ def _on(
         engine.stop()
 
 
-def served(engine: Engine) -> dict[str, Request]:
+def served(engine: BenchEngine) -> dict[str, Request]:
     """The requests of all policies that this engine serves."""
     refused = refusals(engine.scheduler.kv.facts)
     return {name: comparable(name) for name in sorted(registry.installed()) if name not in refused}
@@ -90,7 +90,7 @@ def gathering(policies: dict[str, Request], every: tuple[int, ...]) -> dict[str,
     return found
 
 
-def _prefill(engine: Engine, length: int, policy: Request) -> Prefill:
+def _prefill(engine: BenchEngine, length: int, policy: Request) -> Prefill:
     cpu = time.process_time()
     engine.add(prompt(length), policy, 2)
     seconds = engine.prefill()

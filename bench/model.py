@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from bench.sizes import Sizes
+from bench.sizes import BenchSizes
 
 VOCABULARY = 2048
 HEAD = 128
@@ -38,7 +38,7 @@ def configure(
     return folder
 
 
-def heavy(folder: Path, sizes: Sizes) -> Path:
+def heavy(folder: Path, sizes: BenchSizes) -> Path:
     """The model that is timed."""
     return configure(folder / "heavy", sizes.layers, sizes.heads, sizes.hidden)
 

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.sizes import BLOCK, Sizes
+from bench.sizes import BLOCK, BenchSizes
 from measuring.repetitions import Repetitions
 from measuring.spread import paired_ratio
 
@@ -25,20 +25,20 @@ PATIENCE = 10
 """Seconds that a child gets to end by itself."""
 
 
-class Turn(NamedTuple):
+class TimedTurn(NamedTuple):
     wall: list[float]  # seconds of each step
     cpu: float  # seconds of this process over all of them
 
 
-def _serve(pipe: Connection, kv: bool, model: Path, sizes: Sizes) -> None:
+def _serve(pipe: Connection, kv: bool, model: Path, sizes: BenchSizes) -> None:
     """Child: ("begin", seed) starts the requests afresh, ("turn", n) steps them, None ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     if not kv:
         os.environ["VLLM_PLUGINS"] = ""
-    from bench.engine import Engine, prompt
+    from bench.engine import BenchEngine, prompt
 
     length = sizes.overhead_prompt + sizes.overhead_block * (sizes.overhead_pairs + 1) + BLOCK
-    engine = Engine(model, kv=kv, blocks=sizes.batch * (length // BLOCK + 1), max_len=length, chunk=sizes.chunk)
+    engine = BenchEngine(model, kv=kv, blocks=sizes.batch * (length // BLOCK + 1), max_len=length, chunk=sizes.chunk)
     pipe.send("ready")
     while (command := pipe.recv()) is not None:
         verb, value = command
@@ -52,15 +52,15 @@ def _serve(pipe: Connection, kv: bool, model: Path, sizes: Sizes) -> None:
     pipe.close()
 
 
-def _turn(engine: Any, steps: int) -> Turn:
+def _turn(engine: Any, steps: int) -> TimedTurn:
     cpu = time.process_time()
-    return Turn(engine.steps(steps), time.process_time() - cpu)
+    return TimedTurn(engine.steps(steps), time.process_time() - cpu)
 
 
 class Rival:
     """One engine in a child process."""
 
-    def __init__(self, kv: bool, model: Path, sizes: Sizes) -> None:
+    def __init__(self, kv: bool, model: Path, sizes: BenchSizes) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._child = context.Process(target=_serve, args=(theirs, kv, model, sizes), daemon=True)
@@ -71,9 +71,9 @@ class Rival:
         """Until the engine has started; raises EOFError if it died."""
         self._pipe.recv()
 
-    def ask(self, verb: str, value: Any) -> Turn:
+    def ask(self, verb: str, value: Any) -> TimedTurn:
         self._pipe.send((verb, value))
-        turn: Turn = self._pipe.recv()
+        turn: TimedTurn = self._pipe.recv()
         return turn
 
     def end(self) -> None:
@@ -83,7 +83,7 @@ class Rival:
         self._child.terminate()
 
 
-def measure(sizes: Sizes, repeats: int, model: Path, book: Repetitions) -> None:
+def measure(sizes: BenchSizes, repeats: int, model: Path, book: Repetitions) -> None:
     names = [STOCK, KV, *([CONTROL] if sizes.overhead_control else [])]
     rivals = {name: Rival(name == KV, model, sizes) for name in names}
     try:
@@ -96,8 +96,8 @@ def measure(sizes: Sizes, repeats: int, model: Path, book: Repetitions) -> None:
             rival.end()
 
 
-def _repetition(repetition: int, sizes: Sizes, rivals: dict[str, Rival], book: Repetitions) -> None:
-    turns: dict[str, list[Turn]] = {name: [] for name in rivals}
+def _repetition(repetition: int, sizes: BenchSizes, rivals: dict[str, Rival], book: Repetitions) -> None:
+    turns: dict[str, list[TimedTurn]] = {name: [] for name in rivals}
     for rival in rivals.values():
         rival.ask("begin", repetition)
     for pair in range(sizes.overhead_pairs):

@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
-from bench.sizes import SLACK, Sizes
+from bench.sizes import SLACK, BenchSizes
 from kvserve.policy import registry
 from kvserve.policy.errors import PolicyError
 from kvserve.policy.types import Facts
 
 Request = dict[str, Any]
 
-BUDGETED: dict[str, Callable[[Sizes], Request]] = {
+BUDGETED: dict[str, Callable[[BenchSizes], Request]] = {
     "streaming": lambda sizes: {"name": "streaming", "budget": sizes.budget, "slack": SLACK},
     # snapkv acts on the prompt only unless told otherwise, and then its budget would not hold.
     "snapkv": lambda sizes: {"name": "snapkv", "budget": sizes.budget, "slack": SLACK, "decode": True},
@@ -19,7 +19,7 @@ BUDGETED: dict[str, Callable[[Sizes], Request]] = {
 }
 
 
-def spoken(name: str, sizes: Sizes) -> str:
+def spoken(name: str, sizes: BenchSizes) -> str:
     return f"{name}:{sizes.budget}"
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.arithmetic import Held, allowed
-from bench.engine import Engine, prompt
+from bench.engine import BenchEngine, prompt
 from bench.policies import BUDGETED, Request, spoken
-from bench.sizes import BLOCK, SLACK, Sizes
+from bench.sizes import BLOCK, SLACK, BenchSizes
 from bench.watch import watched
 from measuring.repetitions import Repetitions
 
@@ -20,7 +20,7 @@ PREFILLS = {"streaming": ("whole", "chunks")}
 """Compacting between chunks is what a tight pool wants; one policy shows what the default costs."""
 
 
-def cases(sizes: Sizes) -> dict[str, Request | None]:
+def cases(sizes: BenchSizes) -> dict[str, Request | None]:
     """Name of the case -> the policy of its requests."""
     found: dict[str, Request | None] = {"full": None}
     for name, request in BUDGETED.items():
@@ -29,7 +29,7 @@ def cases(sizes: Sizes) -> dict[str, Request | None]:
     return found
 
 
-def measure(sizes: Sizes, repeats: int, model: Path, light: Path, book: Repetitions) -> None:
+def measure(sizes: BenchSizes, repeats: int, model: Path, light: Path, book: Repetitions) -> None:
     _count(sizes, light, book)
     engine = _engine(model, sizes)
     try:
@@ -39,12 +39,12 @@ def measure(sizes: Sizes, repeats: int, model: Path, light: Path, book: Repetiti
         engine.stop()
 
 
-def pool_blocks(sizes: Sizes) -> int:
+def pool_blocks(sizes: BenchSizes) -> int:
     return sizes.pool_holds * -(-(sizes.pool_prompt + sizes.pool_output) // BLOCK)
 
 
-def _engine(model: Path, sizes: Sizes) -> Engine:
-    return Engine(
+def _engine(model: Path, sizes: BenchSizes) -> BenchEngine:
+    return BenchEngine(
         model,
         blocks=pool_blocks(sizes),
         max_len=sizes.pool_prompt + max(sizes.pool_output, sizes.crowd_output),
@@ -53,7 +53,7 @@ def _engine(model: Path, sizes: Sizes) -> Engine:
     )
 
 
-def _count(sizes: Sizes, light: Path, book: Repetitions) -> None:
+def _count(sizes: BenchSizes, light: Path, book: Repetitions) -> None:
     """Most requests that ran at once, and what block arithmetic allows. The same every time: counted once."""
     engine = _engine(light, sizes)
     try:
@@ -68,7 +68,7 @@ def _count(sizes: Sizes, light: Path, book: Repetitions) -> None:
         engine.stop()
 
 
-def _held(policy: Request | None, output: int, sizes: Sizes) -> Held:
+def _held(policy: Request | None, output: int, sizes: BenchSizes) -> Held:
     prompt_tokens = sizes.pool_prompt
     if policy is None:
         return Held(prefill=prompt_tokens + output, decode=prompt_tokens + output)
@@ -81,7 +81,7 @@ def _held(policy: Request | None, output: int, sizes: Sizes) -> Held:
     )
 
 
-def _at_once(engine: Engine, policy: Request | None, output: int, sizes: Sizes) -> int:
+def _at_once(engine: BenchEngine, policy: Request | None, output: int, sizes: BenchSizes) -> int:
     for i in range(sizes.crowd):
         engine.add(prompt(sizes.pool_prompt, i), policy, output)
     most = 0
@@ -93,7 +93,7 @@ def _at_once(engine: Engine, policy: Request | None, output: int, sizes: Sizes) 
     return most
 
 
-def _repetition(engine: Engine, repetition: int, sizes: Sizes, book: Repetitions) -> None:
+def _repetition(engine: BenchEngine, repetition: int, sizes: BenchSizes, book: Repetitions) -> None:
     full: float | None = None
     for name, policy in cases(sizes).items():
         seconds, peak = _together(engine, policy, repetition, sizes)
@@ -104,7 +104,7 @@ def _repetition(engine: Engine, repetition: int, sizes: Sizes, book: Repetitions
         )
 
 
-def _together(engine: Engine, policy: Any, repetition: int, sizes: Sizes) -> tuple[float, int]:
+def _together(engine: BenchEngine, policy: Any, repetition: int, sizes: BenchSizes) -> tuple[float, int]:
     """Seconds until all requests, sent at once, have ended; and the most that ran at once."""
     for i in range(sizes.batch):
         engine.add(prompt(sizes.pool_prompt, (repetition, i)), policy, sizes.pool_output)

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable
 
-from bench.sizes import Sizes
+from bench.sizes import BenchSizes
 from measuring.promise import Promise
 from measuring.repetitions import Repetitions
 
 
-def promises(book: Repetitions, sizes: Sizes) -> list[Promise]:
+def promises(book: Repetitions, sizes: BenchSizes) -> list[Promise]:
     """Those that the measurements so far allow."""
     first, last = sizes.contexts[0], sizes.contexts[-1]
     found = [_of(book, "a", "kvserve", "ratio", "step of kvserve / step of stock vLLM", 1.02, at_most=True)]

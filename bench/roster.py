@@ -7,10 +7,10 @@ import statistics
 import time
 from typing import NamedTuple
 
-from bench.engine import Engine, prompt
+from bench.engine import BenchEngine, prompt
 from bench.policies import Request, comparable, refusals
-from bench.sizes import BLOCK, Sizes
-from bench.watch import Watch, watched
+from bench.sizes import BLOCK, BenchSizes
+from bench.watch import HeldBytes, watched
 from kvserve.policy import registry
 from measuring.repetitions import Repetitions
 from models import MINI
@@ -22,20 +22,20 @@ LAYERS = 4
 FULL, CONTROL = "full", "streaming"
 
 
-class Run(NamedTuple):
+class PolicyRun(NamedTuple):
     """One request from its first chunk to its last token."""
 
     prefill: float  # seconds until the first token
     decode: float  # from then on
-    early: Watch  # the compaction of the prompt
-    late: Watch
+    early: HeldBytes  # the compaction of the prompt
+    late: HeldBytes
     cpu: float  # seconds of this process in both: what others do on a shared machine is not in it
     freed: int  # blocks of all layers
 
 
-def measure(sizes: Sizes, repeats: int, book: Repetitions) -> None:
+def measure(sizes: BenchSizes, repeats: int, book: Repetitions) -> None:
     longest = max(sizes.policy_prompts) + sizes.policy_output
-    engine = Engine(
+    engine = BenchEngine(
         MINI,
         groups=LAYERS,
         blocks=LAYERS * (longest // BLOCK + 2),
@@ -57,7 +57,7 @@ def measure(sizes: Sizes, repeats: int, book: Repetitions) -> None:
         engine.stop()
 
 
-def served(engine: Engine, book: Repetitions) -> dict[str, Request]:
+def served(engine: BenchEngine, book: Repetitions) -> dict[str, Request]:
     """The requests of all compressing policies that this engine serves; the others are booked with the reason."""
     refused = refusals(engine.scheduler.kv.facts)
     for name, why in refused.items():
@@ -67,12 +67,12 @@ def served(engine: Engine, book: Repetitions) -> dict[str, Request]:
 
 
 def _turn(
-    engine: Engine,
+    engine: BenchEngine,
     policies: dict[str, Request],
     length: int,
     budget: float,
     repetition: int,
-    sizes: Sizes,
+    sizes: BenchSizes,
     book: Repetitions,
 ) -> None:
     requests = {FULL: None, **{name: {**request, "budget": budget} for name, request in policies.items()}}
@@ -83,7 +83,7 @@ def _turn(
         book.add(PART, case, **_quantities(run, runs, sizes.policy_output - 1))
 
 
-def _run(engine: Engine, policy: Request | None, length: int, seed: int, generate: int) -> Run:
+def _run(engine: BenchEngine, policy: Request | None, length: int, seed: int, generate: int) -> PolicyRun:
     before, cpu = _freed(engine, policy), time.process_time()
     engine.add(prompt(length, seed), policy, generate)
     with watched(engine) as watch:
@@ -93,14 +93,14 @@ def _run(engine: Engine, policy: Request | None, length: int, seed: int, generat
         early = watch.take()
         decode = first + engine.finish()
         late = watch.take()
-    return Run(prefill, decode, early, late, time.process_time() - cpu, _freed(engine, policy) - before)
+    return PolicyRun(prefill, decode, early, late, time.process_time() - cpu, _freed(engine, policy) - before)
 
 
-def _freed(engine: Engine, policy: Request | None) -> int:
+def _freed(engine: BenchEngine, policy: Request | None) -> int:
     return int(engine.scheduler.kv.totals.of(policy["name"]).blocks_freed) if policy else 0
 
 
-def _quantities(run: Run, runs: dict[str, Run], tokens: int) -> dict[str, float]:
+def _quantities(run: PolicyRun, runs: dict[str, PolicyRun], tokens: int) -> dict[str, float]:
     rounds = [*run.early.runs, *run.late.runs]
     compaction = {
         "rounds": len(rounds),
@@ -119,7 +119,7 @@ def _quantities(run: Run, runs: dict[str, Run], tokens: int) -> dict[str, float]
     }
 
 
-def _prefill(engine: Engine, length: int) -> None:
+def _prefill(engine: BenchEngine, length: int) -> None:
     engine.add(prompt(length), None, 2)
     engine.prefill()
     engine.finish()

@@ -13,7 +13,7 @@ SLACK = 128
 
 
 @dataclass(frozen=True)
-class Sizes:
+class BenchSizes:
     """Lengths in tokens unless said otherwise."""
 
     layers: int = 4
@@ -66,9 +66,9 @@ class Sizes:
         return self.layers * self.heads * 128 * 2 * 4
 
 
-FULL_RUN = Sizes()
+FULL_RUN = BenchSizes()
 SHORT = replace(FULL_RUN, policy_output=200, policy_repeats=1)
-QUICK = Sizes(
+QUICK = BenchSizes(
     layers=2,
     heads=2,
     hidden=128,

@@ -7,10 +7,10 @@ ratios are within a turn. The summary pass is timed where it is made, for prompt
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from bench.engine import Engine, prompt
+from bench.engine import BenchEngine, prompt
 from bench.policies import Request
 from bench.roster import FULL, LAYERS
-from bench.sizes import BLOCK, Sizes
+from bench.sizes import BLOCK, BenchSizes
 from bench.watch import timed
 from kvserve.summary import file as summary_file
 from measuring.repetitions import Repetitions
@@ -19,12 +19,12 @@ from models import MINI
 PART, KSA = "g", "ksa"
 
 
-def measure(sizes: Sizes, repeats: int, book: Repetitions) -> None:
+def measure(sizes: BenchSizes, repeats: int, book: Repetitions) -> None:
     if not (MINI / summary_file.BESIDE).is_file():
         book.refuse(PART, KSA, "the embedded model has no summary parameters")
         return
     longest, most = max(sizes.summary_prompts) + sizes.summary_output, max(sizes.summary_batches)
-    engine = Engine(
+    engine = BenchEngine(
         MINI,
         groups=LAYERS,
         blocks=most * LAYERS * (longest // BLOCK + 2),
@@ -44,7 +44,7 @@ def measure(sizes: Sizes, repeats: int, book: Repetitions) -> None:
         engine.stop()
 
 
-def _turn(engine: Engine, length: int, batch: int, repetition: int, generate: int, book: Repetitions) -> None:
+def _turn(engine: BenchEngine, length: int, batch: int, repetition: int, generate: int, book: Repetitions) -> None:
     cases: dict[str, Request | None] = {FULL: None, KSA: {"name": KSA}}
     order = list(cases)[:: 1 if repetition % 2 == 0 else -1]
     runs = {name: _run(engine, cases[name], length, batch, repetition, generate) for name in order}
@@ -58,7 +58,7 @@ def _turn(engine: Engine, length: int, batch: int, repetition: int, generate: in
 
 
 def _run(
-    engine: Engine, policy: Request | None, length: int, batch: int, repetition: int, generate: int
+    engine: BenchEngine, policy: Request | None, length: int, batch: int, repetition: int, generate: int
 ) -> dict[str, float]:
     requests = [engine.add(prompt(length, f"{repetition}/{i}"), policy, generate) for i in range(batch)]
     with _passes(engine) as seconds:
@@ -75,7 +75,7 @@ def _run(
     return {**found, **shares, "entries": held[0], "entry_share": held[0] / held[1], "byte_share": held[2]}
 
 
-def _held(engine: Engine, name: str, logical: int) -> tuple[float, int, float]:
+def _held(engine: BenchEngine, name: str, logical: int) -> tuple[float, int, float]:
     """Entries per layer (mean), tokens, bytes over those of all tokens."""
     [req_id] = [r for r in engine.scheduler.requests if r.startswith(name)]
     resident, full = engine.scheduler.kv.held_bytes(req_id, logical)
@@ -83,7 +83,7 @@ def _held(engine: Engine, name: str, logical: int) -> tuple[float, int, float]:
 
 
 @contextmanager
-def _passes(engine: Engine) -> Iterator[list[float]]:
+def _passes(engine: BenchEngine) -> Iterator[list[float]]:
     """Seconds of every layer of every summary pass while inside."""
     seconds: list[float] = []
     maker = engine.compactor.summaries

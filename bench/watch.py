@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from bench.engine import Engine
+from bench.engine import BenchEngine
 
 
-class Watch:
+class HeldBytes:
     """Seconds spent since the last look."""
 
     def __init__(self) -> None:
@@ -29,17 +29,17 @@ class Watch:
     def seconds(self) -> float:
         return sum(self.runs) + self.planning
 
-    def take(self) -> "Watch":
-        taken = Watch()
+    def take(self) -> "HeldBytes":
+        taken = HeldBytes()
         vars(taken).update(vars(self))
-        vars(self).update(vars(Watch()))
+        vars(self).update(vars(HeldBytes()))
         return taken
 
 
 @contextmanager
-def watched(engine: Engine) -> Iterator[Watch]:
+def watched(engine: BenchEngine) -> Iterator[HeldBytes]:
     """Watch an engine of kvserve while inside."""
-    watch, compactor, scheduler = Watch(), engine.compactor, engine.scheduler
+    watch, compactor, scheduler = HeldBytes(), engine.compactor, engine.scheduler
     planner = scheduler.kv_planner
     compactor.run = timed(compactor.run, watch.ran)
     planner.plans = timed(planner.plans, watch.planned)

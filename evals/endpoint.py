@@ -6,7 +6,7 @@ from typing import Any, cast
 from openai import AsyncOpenAI, BadRequestError, NotFoundError
 
 from evals.items import Item
-from evals.protocols import Sizes
+from evals.protocols import EvalSizes
 
 
 class Refused(Exception):
@@ -23,8 +23,8 @@ class Sized:
     context: int  # tokens of the prompt before the question
 
     @property
-    def sizes(self) -> Sizes:
-        return Sizes(len(self.prompt), self.context)
+    def sizes(self) -> EvalSizes:
+        return EvalSizes(len(self.prompt), self.context)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ RELATIVE = ("inside", "after", "both")
 
 
 @dataclass(frozen=True)
-class Sizes:
+class EvalSizes:
     """Tokens of one item's prompt, and of the context in it."""
 
     prompt: int
@@ -35,7 +35,7 @@ class Unsuitable(ValueError):
 
 
 def kv_policy(
-    protocol: str, fields: Mapping[str, Any], known: Mapping[str, Any], budget: float, sizes: Sizes, number: int = 0
+    protocol: str, fields: Mapping[str, Any], known: Mapping[str, Any], budget: float, sizes: EvalSizes, number: int = 0
 ) -> dict[str, Any]:
     """What to send for the policy `fields`, whose parameters are `known`; what it names itself stays.
 
@@ -53,7 +53,7 @@ def kv_policy(
     return {**{name: value for name, value in made.items() if name in known}, **given}
 
 
-def _prompt(sizes: Sizes, protocol: str, budget: float) -> dict[str, Any]:
+def _prompt(sizes: EvalSizes, protocol: str, budget: float) -> dict[str, Any]:
     return {"decode": False, **({"at": sizes.context} if protocol == "after" else {})}
 
 

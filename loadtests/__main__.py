@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from loadtests.measurements import Measurements
-from loadtests.sizes import LONG, QUICK, SHORT, Sizes
+from loadtests.sizes import LONG, QUICK, SHORT, LoadSizes
 from measuring.command import INTERRUPTED, at_least, defaults, listed, measured
 from measuring.machine import about
 
@@ -59,7 +59,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     return chosen
 
 
-def plan(scenarios: Sequence[str], sizes: Sizes) -> dict[float, list[str]]:
+def plan(scenarios: Sequence[str], sizes: LoadSizes) -> dict[float, list[str]]:
     """Pool share -> what is measured with it. What needs room goes to the largest pool, the rest to the smallest."""
     found: dict[float, list[str]] = {}
     for share in sizes.shares:
@@ -71,13 +71,13 @@ def plan(scenarios: Sequence[str], sizes: Sizes) -> dict[float, list[str]]:
     return found
 
 
-def run(scenarios: Sequence[str], sizes: Sizes, notes: Measurements) -> None:
+def run(scenarios: Sequence[str], sizes: LoadSizes, notes: Measurements) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for share, parts in plan(scenarios, sizes).items():
             _serve(share, parts, sizes, notes, Path(folder))
 
 
-def _serve(share: float, parts: Sequence[str], sizes: Sizes, notes: Measurements, folder: Path) -> None:
+def _serve(share: float, parts: Sequence[str], sizes: LoadSizes, notes: Measurements, folder: Path) -> None:
     """One server, and all that is measured with its pool."""
     from loadtests.generator import Generator, Target
     from loadtests.server import serving

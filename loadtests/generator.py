@@ -40,7 +40,7 @@ class Target(NamedTuple):
     tpot: float
 
 
-class Result(NamedTuple):
+class LoadResult(NamedTuple):
     """What a run of `vllm bench serve` reports. Rates per second, times in milliseconds."""
 
     completed: int
@@ -54,7 +54,7 @@ class Result(NamedTuple):
     itl_p95_ms: float
 
     @classmethod
-    def of(cls, found: dict[str, Any]) -> "Result":
+    def of(cls, found: dict[str, Any]) -> "LoadResult":
         """From the tool's own JSON."""
         return cls(
             completed=found["completed"],
@@ -77,14 +77,14 @@ class Run:
         self._process = _forks.Process(target=_bench_serve, args=(arguments, self._log), daemon=True)
         self._process.start()
 
-    def result(self) -> Result:
+    def result(self) -> LoadResult:
         """Waits for it. Raises RunFailed if there is none, or if not one request was answered."""
         self._process.join()
         found = json.loads(self._result.read_text()) if self._result.exists() else {}
         if not found.get("completed"):
             log = self._log.read_text(errors="replace")[-3000:] if self._log.exists() else ""
             raise RunFailed(f"vllm bench serve (exit code {self._process.exitcode}) has no result:\n{log}")
-        return Result.of(found)
+        return LoadResult.of(found)
 
     def kill(self) -> None:
         """Without a chance to say goodbye: its connections break off."""
@@ -109,7 +109,7 @@ class Generator:
         saving = ["--save-result", "--result-dir", str(result.parent), "--result-filename", result.name]
         return Run([*arguments, "--disable-tqdm", *saving], result)
 
-    def run(self, policy: str, load: Load, target: Target | None = None) -> Result:
+    def run(self, policy: str, load: Load, target: Target | None = None) -> LoadResult:
         return self.start(policy, load, target).result()
 
     def _where(self) -> list[str]:

@@ -4,7 +4,7 @@
 what the compression of its neighbours does to it.
 """
 
-from loadtests.generator import Result
+from loadtests.generator import LoadResult
 from loadtests.stage import Stage, quantities, say
 from loadtests.watch import Watch
 from measuring.server import wait
@@ -49,6 +49,6 @@ def _together(stage: Stage, policies: list[str], where: str, alone: dict[str, di
         )
 
 
-def _first(policies: list[str], found: list[Result]) -> dict[str, Result]:
+def _first(policies: list[str], found: list[LoadResult]) -> dict[str, LoadResult]:
     """Policy -> its result; of several generators with the same policy the first one's."""
     return dict(reversed(list(zip(policies, found, strict=True))))

@@ -3,7 +3,7 @@
 from typing import Any
 
 from loadtests import plots
-from loadtests.legend import legend
+from loadtests.explained import legend
 from loadtests.measurements import Measurements
 from measuring import report
 from measuring.promise import Promise

@@ -24,7 +24,7 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Sizes:
+class LoadSizes:
     """Of all scenarios; policies are named as requests name them."""
 
     # Lengths are a little less than whole blocks: decoded and encoded again, a random prompt may grow by a token.
@@ -68,7 +68,7 @@ class Sizes:
         return round(share * self.crossover.clients * self.crossover.blocks)
 
 
-SHORT = Sizes()
+SHORT = LoadSizes()
 LONG = replace(
     SHORT,
     crossover=replace(SHORT.crossover, requests=48),

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from loadtests.guide import Guide, scenario
+from loadtests.guidellm_process import Guide, scenario
 from loadtests.stage import Stage, say
 from loadtests.watch import Sample, Watch
 

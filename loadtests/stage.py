@@ -3,9 +3,9 @@
 import sys
 from dataclasses import dataclass
 
-from loadtests.generator import Generator, Result, Target
+from loadtests.generator import Generator, LoadResult, Target
 from loadtests.measurements import Measurements
-from loadtests.sizes import Load, Sizes
+from loadtests.sizes import Load, LoadSizes
 from loadtests.watch import Watch
 from measuring.server import Server
 
@@ -21,7 +21,7 @@ class Stage:
 
     server: Server
     generator: Generator
-    sizes: Sizes
+    sizes: LoadSizes
     notes: Measurements
     target: Target
     share: float  # of what all clients of the crossover need uncompressed
@@ -46,7 +46,7 @@ class Stage:
         return self.server.metric("vllm:num_preemptions_total")
 
 
-def quantities(found: Result) -> Quantities:
+def quantities(found: LoadResult) -> Quantities:
     """As columns of the table."""
     values = found._asdict()
     del values["completed"], values["seconds"]

@@ -5,7 +5,7 @@ import time
 from types import TracebackType
 from typing import NamedTuple
 
-from loadtests.spent import Spent
+from loadtests.cpu_time import Spent
 from measuring.server import Memory, Server, ServerDied
 
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
 
 from evals.beside.presses import press
-from evals.beside.reading import Layer, Reading, slots
+from evals.beside.reading import Reading, ReadLayer, slots
 from kvserve.policy import LayerView, Policy, QuerySums, Rope
 from kvserve.policy.request import parse
 from kvserve.policy.requirements import Asks
@@ -33,7 +33,7 @@ def in_common(ours: dict[str, Any], theirs: dict[str, Any], keep: int, reading: 
     return found
 
 
-def _view(policy: Policy, layer: Layer, index: int, layers: int) -> LayerView:
+def _view(policy: Policy, layer: ReadLayer, index: int, layers: int) -> LayerView:
     """What kvserve's engine would show the policy of this layer at the end of the tokens read."""
     _, heads, held, _ = layer.keys.shape
     before = get_prerope_query_states(layer.module, layer.hidden_states)  # (1, Hq, n, D)

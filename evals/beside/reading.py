@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 
-class Layer(NamedTuple):
+class ReadLayer(NamedTuple):
     """What kvpress shows a press of one layer: the arguments of `BasePress.compress`."""
 
     module: Any
@@ -28,10 +28,10 @@ class Reading(BasePress):
     rest of the prompt is read. So one reading serves every press: `cache` is what its own forward hook would leave.
     """
 
-    layers: list[Layer] = field(default_factory=list)
+    layers: list[ReadLayer] = field(default_factory=list)
 
     def compress(self, *seen: Any) -> tuple[Tensor, Tensor]:
-        self.layers.append(Layer(*seen))
+        self.layers.append(ReadLayer(*seen))
         return self.layers[-1].keys, self.layers[-1].values
 
     @torch.inference_mode()

@@ -10,7 +10,7 @@ CONTROLS = (FULL, RANDOM, STREAMING)
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedModel:
     """A server of one's own: a model of the family, and flags beside those that all have."""
 
     name: str
@@ -22,10 +22,10 @@ class Served:
         return str(FAMILY[self.model].folder)
 
 
-MINI = Served("mini", "mini")
-MICRO = Served("micro", "micro")
-BIASED = Served("biased", "biased")
-FP8 = Served("mini, fp8 cache", "mini", ("--kv-cache-dtype", "fp8"))
+MINI = ServedModel("mini", "mini")
+MICRO = ServedModel("micro", "micro")
+BIASED = ServedModel("biased", "biased")
+FP8 = ServedModel("mini, fp8 cache", "mini", ("--kv-cache-dtype", "fp8"))
 SERVERS = (MINI, FP8, MICRO, BIASED)
 
 
@@ -39,7 +39,7 @@ TRACED = {"chain": 0.5}
 class Ask:
     """Some policies at some budgets, always beside the controls."""
 
-    served: Served
+    served: ServedModel
     policies: tuple[str, ...]  # names, or JSON objects
     section: Section
     share: float = 1.0  # of the items: some say more each, and cost more
@@ -57,7 +57,7 @@ class Ask:
 
 
 def generated(
-    served: Served,
+    served: ServedModel,
     policies: tuple[str, ...],
     *,
     task: str,
@@ -69,6 +69,8 @@ def generated(
     return Ask(served, policies, Section((task,), (length,), (protocol,), budgets), TRACED.get(task, 1.0))
 
 
-def forced(served: Served, policies: tuple[str, ...], *, task: str, length: int, budgets: tuple[float, ...]) -> Ask:
+def forced(
+    served: ServedModel, policies: tuple[str, ...], *, task: str, length: int, budgets: tuple[float, ...]
+) -> Ask:
     """Some of the items teacher-forced, after a prompt that is compacted at its end."""
     return Ask(served, policies, Section((task,), (length,), ("inside",), budgets, forced=5, generated=False), FORCED)

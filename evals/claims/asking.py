@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from evals.claims.ask import Ask, Served
+from evals.claims.ask import Ask, ServedModel
 from evals.claims.claim import Claim
 from evals.endpoint import Endpoint
 from evals.journal import EvalJournal
@@ -23,17 +23,17 @@ CACHE_GB = "2"  # half a million tokens: every prompt of a claim stays in the pr
 BESIDE = "kvserve/calibration.safetensors"
 
 
-def asks_of(claims: Sequence[Claim], served: Served) -> list[Ask]:
+def asks_of(claims: Sequence[Claim], served: ServedModel) -> list[Ask]:
     """What these claims want to know of a server, each once."""
     return list(dict.fromkeys(ask for claim in claims for ask in claim.asks if ask.served == served))
 
 
-def path_of(out: Path, served: Served) -> Path:
+def path_of(out: Path, served: ServedModel) -> Path:
     """Where a server's answers are kept until the table is written."""
     return out.with_name(f"{out.stem}-{served.name.replace(', ', '-').replace(' ', '-')}.jsonl")
 
 
-def settings(served: Served, seed: int) -> dict[str, Any]:
+def settings(served: ServedModel, seed: int) -> dict[str, Any]:
     """What must be the same for answers to count."""
     return {"model": served.model, "flags": list(served.flags), "dtype": DTYPE, "seed": seed}
 
@@ -46,7 +46,7 @@ def missing(book: EvalJournal, ask: Ask, items: int) -> bool:
     )
 
 
-def fill(book: EvalJournal, served: Served, asks: Sequence[Ask], items: int, seed: int) -> None:
+def fill(book: EvalJournal, served: ServedModel, asks: Sequence[Ask], items: int, seed: int) -> None:
     """Ask what is missing; starts no server if nothing is."""
     todo = [ask for ask in asks if missing(book, ask, items)]
     if not todo:
@@ -57,7 +57,7 @@ def fill(book: EvalJournal, served: Served, asks: Sequence[Ask], items: int, see
         asyncio.run(_ask(book, served, todo, url, items, seed))
 
 
-async def _ask(book: EvalJournal, served: Served, todo: Sequence[Ask], url: str, items: int, seed: int) -> None:
+async def _ask(book: EvalJournal, served: ServedModel, todo: Sequence[Ask], url: str, items: int, seed: int) -> None:
     endpoint = Endpoint(url, "")
     endpoint.model = await endpoint.served()
     cards = await endpoint.policies()
@@ -82,7 +82,7 @@ async def _ask(book: EvalJournal, served: Served, todo: Sequence[Ask], url: str,
 
 
 @contextmanager
-def _calibrated(served: Served) -> Iterator[list[str]]:
+def _calibrated(served: ServedModel) -> Iterator[list[str]]:
     """Flags for the model, with a file of query statistics made now if none lies beside it."""
     layers = AutoConfig.from_pretrained(served.folder).num_hidden_layers
     flags = [served.folder, "--kv-groups", str(layers), "--dtype", DTYPE]

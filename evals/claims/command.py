@@ -11,7 +11,7 @@ from openai import OpenAIError
 
 from evals.claims import elastic_cache, prefixkv, scissorhands, triattention
 from evals.claims.answers import Answers
-from evals.claims.ask import SERVERS, Served
+from evals.claims.ask import SERVERS, ServedModel
 from evals.claims.asking import asks_of, fill, path_of, settings
 from evals.claims.claim import Claim
 from evals.claims.progress import ClaimsJournal
@@ -95,7 +95,7 @@ def measure(claims: Sequence[Claim], args: argparse.Namespace) -> Record:
     return {**made, "claims": ordered([*others, *records], CLAIMS)}
 
 
-def _asked(stack: ExitStack, claims: Sequence[Claim], served: Served, args: argparse.Namespace) -> Answers:
+def _asked(stack: ExitStack, claims: Sequence[Claim], served: ServedModel, args: argparse.Namespace) -> Answers:
     """All that these claims ask a server, answered; the book stays open as long as the stack."""
     path = path_of(args.out, served)
     book = stack.enter_context(EvalJournal(path, settings(served, args.seed), about()))

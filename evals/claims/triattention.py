@@ -8,7 +8,7 @@ from torch import Tensor
 from evals.cells import RANDOM
 from evals.claims import concentration, series
 from evals.claims.answers import full
-from evals.claims.ask import BIASED, MICRO, MINI, STREAMING, Served, generated
+from evals.claims.ask import BIASED, MICRO, MINI, STREAMING, ServedModel, generated
 from evals.claims.claim import Books, Claim, Condition, Figures, Findings
 from evals.claims.compare import POINTS, better, cell, each, no_worse
 from evals.claims.passes import Pass, Watched, passes, watched
@@ -26,7 +26,7 @@ SEEN_AGO, AHEAD = 96, 64  # tokens of the answer before the moment of judgement,
 DISTANCES = torch.unique(torch.logspace(0, 8, 40, base=2).round().long())
 
 
-def concentrated(items: int, served: Served) -> Findings:
+def concentrated(items: int, served: ServedModel) -> Findings:
     """Each head's R over training prose, as `kvserve calibrate` reads it; which heads retrieve, beside it."""
     model = watched(served.model)
     here = concentration.centre(passes(model, "prose", LENGTH, items, held_out=False))
@@ -70,7 +70,7 @@ def _head(looks: Tensor, layer: int, head: int) -> str:
     return f"layer {layer}, head {head}" + (" **retrieves**" if looks[layer, head] >= RETRIEVES else "")
 
 
-def predicts(items: int, served: Served) -> Findings:
+def predicts(items: int, served: ServedModel) -> Findings:
     """The series against what happens: logits by distance, and the ranking of keys by attention to come."""
     model = watched(served.model)
     centre = concentration.centre(passes(model, "prose", LENGTH, items, held_out=False))
@@ -109,7 +109,7 @@ def _ranked(centre: concentration.Centre, text: Pass, model: Watched) -> list[fl
     return [float(series.rank_correlation(rank, future).mean()) for rank in (trig + norm, norm, newest, last)]
 
 
-def decodes(books: Books, served: Served, name: str) -> Findings:
+def decodes(books: Books, served: ServedModel, name: str) -> Findings:
     conditions = []
     for other, budget in each((*RIVALS, RANDOM, STREAMING), BUDGETS):
         ours, theirs = (cell("chain", TRACE, policy, budget, "decode") for policy in (name, other))

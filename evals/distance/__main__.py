@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from evals import items
 from evals.distance.asked import at_distance
-from evals.distance.plan import DISTANCES, LENGTHS, POLICIES, Cell, Layout
-from evals.distance.report import Answers, text
+from evals.distance.plan import DISTANCES, LENGTHS, POLICIES, DistanceCell, DistanceLayout
+from evals.distance.report import DistanceAnswers, text
 from evals.endpoint import Endpoint, Refused
 from evals.scorers import score
 from evals.server import serving
@@ -38,9 +38,9 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-async def ask(url: str, args: argparse.Namespace, layout: Layout) -> Answers:
+async def ask(url: str, args: argparse.Namespace, layout: DistanceLayout) -> DistanceAnswers:
     """Every item of every cell; a run that is interrupted begins anew: it takes minutes."""
-    endpoint, found, gate = Endpoint(url, str(args.model)), Answers(), asyncio.Semaphore(AT_ONCE)
+    endpoint, found, gate = Endpoint(url, str(args.model)), DistanceAnswers(), asyncio.Semaphore(AT_ONCE)
     endpoint.model = await endpoint.served()
     world, places = items.world(), [(length, distance) for length in args.lengths for distance in DISTANCES[length]]
 
@@ -51,7 +51,7 @@ async def ask(url: str, args: argparse.Namespace, layout: Layout) -> Answers:
             for name, policy in POLICIES.items():
                 said = await endpoint.answer(sized, policy(layout, sized.sizes, number))
                 right = score("niah", said.text, sized.item.answer)
-                found.add(Cell(name, length, distance), right, said.kept, said.bytes)
+                found.add(DistanceCell(name, length, distance), right, said.kept, said.bytes)
                 bar.update()
 
     try:
@@ -68,7 +68,7 @@ async def ask(url: str, args: argparse.Namespace, layout: Layout) -> Answers:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
-        layout = Layout(about(args.model / BESIDE))
+        layout = DistanceLayout(about(args.model / BESIDE))
     except UnsupportedError as error:
         print(f"--model {args.model} has no summary parameters: {error}", file=sys.stderr)
         return 2

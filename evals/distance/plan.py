@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from evals.protocols import Sizes
+from evals.protocols import EvalSizes
 from kvserve.policy.types import Summaries
 
 LENGTHS = (512, 1024, 2048)
@@ -14,7 +14,7 @@ SINKS = 4
 
 
 @dataclass(frozen=True)
-class Cell:
+class DistanceCell:
     """One policy at one length and distance."""
 
     policy: str
@@ -23,7 +23,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Layout:
+class DistanceLayout:
     """How the served model summarises."""
 
     about: Summaries
@@ -49,13 +49,16 @@ class Layout:
         return distance < self.window
 
 
-def cells(lengths: tuple[int, ...]) -> list[Cell]:
+def cells(lengths: tuple[int, ...]) -> list[DistanceCell]:
     return [
-        Cell(policy, length, distance) for length in lengths for distance in DISTANCES[length] for policy in POLICIES
+        DistanceCell(policy, length, distance)
+        for length in lengths
+        for distance in DISTANCES[length]
+        for policy in POLICIES
     ]
 
 
-Policy = Callable[[Layout, Sizes, int], Any]
+Policy = Callable[[DistanceLayout, EvalSizes, int], Any]
 POLICIES: dict[str, Policy] = {
     FULL: lambda layout, sizes, number: FULL,
     KSA: lambda layout, sizes, number: KSA,

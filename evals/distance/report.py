@@ -5,23 +5,23 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
 
-from evals.distance.plan import FULL, KSA, POLICIES, Cell, Layout, cells
+from evals.distance.plan import FULL, KSA, POLICIES, DistanceCell, DistanceLayout, cells
 from evals.intervals import Estimate, estimate, wilson
 
 
 @dataclass
-class Answers:
+class DistanceAnswers:
     """Scores (0 or 1), shares of entries and of bytes held, by cell."""
 
-    scores: dict[Cell, list[float]] = field(default_factory=dict)
-    kept: dict[Cell, list[float]] = field(default_factory=dict)
-    bytes: dict[Cell, list[float]] = field(default_factory=dict)
+    scores: dict[DistanceCell, list[float]] = field(default_factory=dict)
+    kept: dict[DistanceCell, list[float]] = field(default_factory=dict)
+    bytes: dict[DistanceCell, list[float]] = field(default_factory=dict)
 
-    def add(self, cell: Cell, score: float, kept: float, held: float) -> None:
+    def add(self, cell: DistanceCell, score: float, kept: float, held: float) -> None:
         for where, value in ((self.scores, score), (self.kept, kept), (self.bytes, held)):
             where.setdefault(cell, []).append(value)
 
-    def record(self, layout: Layout, args: argparse.Namespace) -> dict[str, Any]:
+    def record(self, layout: DistanceLayout, args: argparse.Namespace) -> dict[str, Any]:
         return {
             "model": args.model.name,
             "summaries": layout.about._asdict(),
@@ -41,12 +41,12 @@ class Answers:
             "recovered": {str(n): found._asdict() for n in args.lengths if (found := self.recovered(layout, n))},
         }
 
-    def outside(self, layout: Layout, policy: str, length: int) -> list[float]:
+    def outside(self, layout: DistanceLayout, policy: str, length: int) -> list[float]:
         found = [self.scores[c] for c in self.scores if (c.policy, c.length) == (policy, length)
                  and not layout.inside(c.distance)]  # fmt: skip
         return [score for scores in found for score in scores]
 
-    def recovered(self, layout: Layout, length: int) -> Estimate | None:
+    def recovered(self, layout: DistanceLayout, length: int) -> Estimate | None:
         """Share of the full cache's right answers outside the window that `ksa` gives too, by its own interval."""
         ours, full = (self.outside(layout, policy, length) for policy in (KSA, FULL))
         if not ours or not sum(full):
@@ -55,7 +55,7 @@ class Answers:
         return Estimate(*(bound / accuracy for bound in wilson(sum(ours), len(ours))))
 
 
-def text(found: Answers, layout: Layout, args: argparse.Namespace) -> str:
+def text(found: DistanceAnswers, layout: DistanceLayout, args: argparse.Namespace) -> str:
     about = layout.about
     parts = [
         "# Retrieval by distance with summary tokens",
@@ -74,19 +74,19 @@ def text(found: Answers, layout: Layout, args: argparse.Namespace) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _table(found: Answers, layout: Layout, length: int) -> str:
+def _table(found: DistanceAnswers, layout: DistanceLayout, length: int) -> str:
     rows = cells((length,))
     distances = list(dict.fromkeys(cell.distance for cell in rows))
     names = [f"{d} {'(inside)' if layout.inside(d) else ''}".strip() for d in distances]
     lines = [[f"{length} tokens: distance", *names, "entries %", "bytes %"], ["---", *("---:" for _ in (*names, 0, 0))]]
     for policy in POLICIES:
-        own = [Cell(policy, length, distance) for distance in distances]
+        own = [DistanceCell(policy, length, distance) for distance in distances]
         held = [100 * fmean([fmean(shares[cell]) for cell in own]) for shares in (found.kept, found.bytes)]
         lines.append([policy, *(_figure(found.scores[cell]) for cell in own), *(f"{share:.1f}" for share in held)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _summary(found: Answers, layout: Layout, lengths: list[int]) -> str:
+def _summary(found: DistanceAnswers, layout: DistanceLayout, lengths: list[int]) -> str:
     lines = [
         "| outside the window | " + " | ".join(POLICIES) + " | ksa : full |",
         "| --- |" + " ---: |" * (len(POLICIES) + 1),

@@ -15,7 +15,7 @@ from kvserve.policy import LayerView, ScoringPolicy
 FOLDER = "KVSERVE_EVALS_ORACLE"
 
 
-class Oracle(ScoringPolicy):
+class OraclePolicy(ScoringPolicy):
     """Keep sinks, recent tokens, and those that the rest of the item, right answer included, attends to most.
 
     The attention is that of the full cache, summed over all later queries and averaged over the query heads of a KV

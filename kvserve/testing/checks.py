@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 from kvserve.policy import EVERYTHING, LayerView, Merged, Moment, Policy, request
 from kvserve.policy.errors import said
 from kvserve.policy.selection import Room, checked, shared
-from kvserve.testing.elsewhere import DEVICE, elsewhere, is_placed, place
+from kvserve.testing.device import DEVICE, elsewhere, is_placed, place
 from kvserve.testing.views import RandomLayer, random_layer
 
 SLOTS, PROMPT, LAYERS = 700, 100, 4

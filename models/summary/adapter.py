@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.summary.network import Layout, Summaries, read
+from models.summary.network import RowLayout, SummaryRows, read
 from models.training.network import Network
 from models.training.rows import Batch
 
@@ -31,7 +31,7 @@ class ResumeError(ValueError):
 class Recipe:
     """Everything but the model and its text that decides a run's outcome."""
 
-    layout: Layout
+    layout: RowLayout
     steps: int
     rate: float = 1e-3
     warm_up: int = 20  # steps
@@ -55,7 +55,7 @@ class Adapter:
         self.network = network.requires_grad_(False)
         self.recipe, self.batch, self.checkpoint = recipe, batch, checkpoint
         self.identity = {**asdict(recipe), **about}
-        self.own = Summaries(network).to(network.embedding.weight.device)
+        self.own = SummaryRows(network).to(network.embedding.weight.device)
         self.optimizer = torch.optim.AdamW(self.own.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.0)
         self.step, self.stopped = 0, False
         self._load()
@@ -109,7 +109,7 @@ class Adapter:
         self.step = state["step"]
 
 
-def losses(network: Network, own: Summaries, layout: Layout, batch: Batch) -> dict[str, Tensor]:
+def losses(network: Network, own: SummaryRows, layout: RowLayout, batch: Batch) -> dict[str, Tensor]:
     """``lm``: of the text; ``kl``: from the teacher's next tokens; ``mse``: of attention outputs, mean over layers."""
     device, dtype = network.embedding.weight.device, network.embedding.weight.dtype
     ids, positions, targets, weights = (

@@ -13,7 +13,7 @@ from kvserve.startup.guard import UnsupportedError
 from models import MINI
 from models.summary.adapter import Adapter, Recipe, ResumeError, losses
 from models.summary.file import BESIDE, SummaryFileError, hash_of, save
-from models.summary.network import Layout, kinds_of
+from models.summary.network import RowLayout, kinds_of
 from models.summary.rows import Rows, TextError, rows_of
 from models.training.network import Network
 from models.training.reading import ReadingError, read_network
@@ -113,7 +113,7 @@ def _train(args: argparse.Namespace) -> int:
     network = read_network(args.model)
     if torch.cuda.is_available():
         network = network.cuda()
-    layout = Layout(kinds_of(args.layers, network.shape.layers), args.window, args.chunk)
+    layout = RowLayout(kinds_of(args.layers, network.shape.layers), args.window, args.chunk)
     rows, source = rows_of(args.model, args.text, args.rows, args.tokens, args.seed)
     about = {"model": hash_of(args.model), "text": source, "rows": args.rows, "tokens": args.tokens}
     recipe = Recipe(layout, args.steps, args.rate, seed=args.seed)
@@ -147,7 +147,7 @@ def _work(run: Adapter) -> None:
 def _verdict(network: Network, run: Adapter, rows: Rows) -> str:
     """What was gained, on rows that were not trained on: divergence from the whole cache."""
     batch, layout = rows(HELD_OUT_STEP), run.recipe.layout
-    without = Layout(layout.kinds, layout.window, layout.chunk, summaries=False)
+    without = RowLayout(layout.kinds, layout.window, layout.chunk, summaries=False)
     ours, theirs = (losses(network, run.own, each, batch)["kl"].item() for each in (layout, without))
     return f"nats per token from the whole cache's: {ours:.4f} with summaries, {theirs:.4f} with the window alone"
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from models import MINI
 from models.summary.file import BESIDE, load
-from models.summary.network import Layout, Summaries, read
+from models.summary.network import RowLayout, SummaryRows, read
 from models.tasks.generators import niah
 from models.tasks.scene import FORMS, World, tokens_of
 from models.tasks.tokens import encode
@@ -30,7 +30,7 @@ MOST_TRIES = 200  # scenes that are made for one that is wanted
 
 
 @dataclass(frozen=True)
-class Cell:
+class SummaryCell:
     """What was measured in one mode for one prompt length and range of distances; Wilson's interval at 95 %."""
 
     mode: str  # full, summaries, window
@@ -68,7 +68,7 @@ def items_at(world: World, form: str, tokens: int, nearest: int, furthest: int, 
 
 
 @torch.inference_mode()
-def right(network: Network, own: Summaries | None, layout: Layout, item: Item) -> list[bool]:
+def right(network: Network, own: SummaryRows | None, layout: RowLayout, item: Item) -> list[bool]:
     """For each answer token, whether it is the first choice."""
     ids, answers = item
     at = torch.tensor([i - 1 for i, is_answer in enumerate(answers) if is_answer])
@@ -77,7 +77,9 @@ def right(network: Network, own: Summaries | None, layout: Layout, item: Item) -
     return (network.predict(hidden, at).argmax(-1) == torch.tensor(ids)[at + 1]).tolist()
 
 
-def measure(network: Network, own: Summaries, layout: Layout, world: World, lengths: list[int], count: int, form: str):
+def measure(
+    network: Network, own: SummaryRows, layout: RowLayout, world: World, lengths: list[int], count: int, form: str
+):
     """All cells, the modes of one range side by side."""
     modes = {"full": (None, layout), "summaries": (own, layout), "window": (own, replace(layout, summaries=False))}
     places = [(n, *each) for n in lengths for each in ranges(n, layout.unit)]
@@ -89,16 +91,16 @@ def measure(network: Network, own: Summaries, layout: Layout, world: World, leng
                 yield _cell(mode, form, tokens, nearest, furthest, results)
 
 
-def _cell(mode: str, form: str, tokens: int, nearest: int, furthest: int, results: list[list[bool]]) -> Cell:
+def _cell(mode: str, form: str, tokens: int, nearest: int, furthest: int, results: list[list[bool]]) -> SummaryCell:
     exact, flat = sum(map(all, results)), [each for result in results for each in result]
     low, high = wilson(exact, len(results))
     share = exact / len(results)
-    return Cell(mode, form, tokens, nearest, furthest, len(results), share, low, high, sum(flat) / len(flat))
+    return SummaryCell(mode, form, tokens, nearest, furthest, len(results), share, low, high, sum(flat) / len(flat))
 
 
-def markdown(cells: list[Cell]) -> str:
+def markdown(cells: list[SummaryCell]) -> str:
     """One row for each length and range, one column for each mode: exact in %, its interval, share of right tokens."""
-    rows: dict[tuple, dict[str, Cell]] = defaultdict(dict)
+    rows: dict[tuple, dict[str, SummaryCell]] = defaultdict(dict)
     for cell in cells:
         rows[cell.form, cell.tokens, cell.nearest, cell.furthest, cell.items][cell.mode] = cell
     head = "form prompt distance items full summaries window".split()
@@ -109,7 +111,7 @@ def markdown(cells: list[Cell]) -> str:
     return "\n".join(lines)
 
 
-def _figure(cell: Cell) -> str:
+def _figure(cell: SummaryCell) -> str:
     bounds = f"{100 * cell.low:.1f}–{100 * cell.high:.1f}"
     return f"{100 * cell.exact:.1f} ({bounds}; tokens {100 * cell.token_accuracy:.1f})"
 
@@ -128,7 +130,7 @@ def main() -> None:
     tensors, layout, mix = load(args.summaries or args.folder / BESIDE, args.folder, network.shape)
     if mix != 1:
         parser.error(f"the file's mix is {mix}; the training network has 1")
-    own = Summaries(network)
+    own = SummaryRows(network)
     with torch.no_grad():
         own.take(tensors)
     world = World(Tokenizer.from_file(str(args.folder / "tokenizer.json")), held_out=True)

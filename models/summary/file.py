@@ -15,8 +15,8 @@ from torch import Tensor
 
 from kvserve.evidence.calibration import config_hash
 from kvserve.summary.file import BESIDE, FORMAT
-from models.summary.network import Layout
-from models.training.network import Shape
+from models.summary.network import RowLayout
+from models.training.network import NetworkShape
 
 __all__ = ["BESIDE", "FORMAT", "SummaryFileError", "check", "hash_of", "load", "save", "shapes"]
 
@@ -29,7 +29,7 @@ def save(
     path: Path,
     tensors: Mapping[str, Tensor],
     folder: Path,
-    layout: Layout,
+    layout: RowLayout,
     mix: float = 1.0,
     dtype: torch.dtype = torch.bfloat16,
     about: Mapping[str, str] | None = None,
@@ -52,7 +52,7 @@ def save(
     os.replace(partial, path)
 
 
-def load(path: Path, folder: Path, shape: Shape) -> tuple[dict[str, Tensor], Layout, float]:
+def load(path: Path, folder: Path, shape: NetworkShape) -> tuple[dict[str, Tensor], RowLayout, float]:
     """Tensors in float32, layout and mixture for the model in ``folder``. Raises SummaryFileError."""
     try:
         with safe_open(path, framework="pt") as file:
@@ -66,7 +66,7 @@ def load(path: Path, folder: Path, shape: Shape) -> tuple[dict[str, Tensor], Lay
         raise SummaryFileError(f"{path} was made for another model ({metadata.get('model', 'unnamed')})")
     check(tensors, shape, str(path))
     try:
-        layout = Layout(tuple(json.loads(metadata["layers"])), int(metadata["window"]), int(metadata["chunk"]))
+        layout = RowLayout(tuple(json.loads(metadata["layers"])), int(metadata["window"]), int(metadata["chunk"]))
         mix = float(metadata["mix"])
     except (KeyError, ValueError) as error:
         raise SummaryFileError(f"{path} does not say what it holds: {error!r}") from None
@@ -75,7 +75,7 @@ def load(path: Path, folder: Path, shape: Shape) -> tuple[dict[str, Tensor], Lay
     return tensors, layout, mix
 
 
-def check(tensors: Mapping[str, Tensor], shape: Shape, source: str) -> None:
+def check(tensors: Mapping[str, Tensor], shape: NetworkShape, source: str) -> None:
     """Raises SummaryFileError for a missing or unknown tensor, or one of the wrong shape."""
     wanted = shapes(shape)
     for name, size in wanted.items():
@@ -88,7 +88,7 @@ def check(tensors: Mapping[str, Tensor], shape: Shape, source: str) -> None:
         raise SummaryFileError(f"{source} has the unknown tensor {unknown[0]}")
 
 
-def shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
+def shapes(shape: NetworkShape) -> dict[str, tuple[int, ...]]:
     """The name and shape of each tensor that a model needs."""
     rows = {
         "q_proj": shape.heads * shape.head_dim,

@@ -15,36 +15,36 @@ from torch import Tensor, nn
 from models import MINI
 from models.summary import structure as summary_structure
 from models.summary.file import BESIDE, save
-from models.summary.network import Layout, Summaries, kinds_of, read
+from models.summary.network import RowLayout, SummaryRows, kinds_of, read
 from models.training.export import export
-from models.training.network import Network, Shape
-from models.training.stages import Plan, Stage
-from models.training.train import Run, train
+from models.training.network import Network, NetworkShape
+from models.training.stages import TrainingPlan, TrainingStage
+from models.training.train import TrainingRun, train
 
 NAME = "kwai"
-SHAPE = Shape(width=176, heads=8, kv_heads=8, head_dim=32, hidden=176)
-LAYOUT = Layout(kinds_of("s", 4))
+SHAPE = NetworkShape(width=176, heads=8, kv_heads=8, head_dim=32, hidden=176)
+LAYOUT = RowLayout(kinds_of("s", 4))
 MIX = {"niah": 3.0, "niah_free": 0.5, "mqar": 1.5, "vt": 0.5, "quote": 1.0, "copy": 2.0, "lm": 0.1}
-PLAN = Plan(stages=(Stage(tokens=256, rows=8, steps=2000, rate=2e-3, end_rate=2e-3, mix=MIX),))
+PLAN = TrainingPlan(stages=(TrainingStage(tokens=256, rows=8, steps=2000, rate=2e-3, end_rate=2e-3, mix=MIX),))
 
 
-class Pair(nn.Module):
+class TextPair(nn.Module):
     """A network and the summaries that were trained with it."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: NetworkShape) -> None:
         super().__init__()
         self.shape = shape
         self.network = Network(shape)
-        self.summaries = Summaries(self.network)
+        self.summaries = SummaryRows(self.network)
 
 
-class Joint(Run):
+class Joint(TrainingRun):
     """A run whose network is a pair."""
 
     layout = LAYOUT
 
-    def _started(self, shape: Shape) -> nn.Module:
-        pair = Pair(shape)
+    def _started(self, shape: NetworkShape) -> nn.Module:
+        pair = TextPair(shape)
         summary_structure.initialise(pair.network, pair.summaries, self.plan.seed)
         return pair
 
@@ -52,7 +52,7 @@ class Joint(Run):
         """A model folder that is served as it is, with its summary file."""
         parts = {name.removeprefix("network."): w for name, w in self.average.items() if name.startswith("network.")}
         export(parts, self.network.shape, self.tokenizer, folder)
-        pair = Pair(self.network.shape)
+        pair = TextPair(self.network.shape)
         pair.load_state_dict(self.average)
         save(folder / BESIDE, pair.summaries.tensors(), folder, self.layout, about={"seed": str(self.plan.seed)})
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from models.summary.file import BESIDE, check, save
 from models.summary.ksa_config import SummaryConfig, summary_config
-from models.summary.network import Layout
+from models.summary.network import RowLayout
 from models.training.reading import ReadingError, Shards, read_config, shape_of
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -38,7 +38,7 @@ def convert(source: Path, target: Path) -> SummaryConfig:
     dtype = parameters["embedding"].dtype
     _write_base(shards, found, target)
     _write_config(target, config, found)
-    layout = Layout(found.kinds, found.window, found.chunk)
+    layout = RowLayout(found.kinds, found.window, found.chunk)
     save(target / BESIDE, parameters, target, layout, found.mix, dtype, {"source": source.resolve().name})
     return found
 

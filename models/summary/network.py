@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from models.summary.attention import chunk_attention, window_attention
 from models.training.attention import CausalAttention
-from models.training.network import Attention, Block, Linear, Network, Shape, rotate
+from models.training.network import Attention, Block, Linear, Network, NetworkShape, rotate
 
 KINDS = ("summary", "full")
 
 
 @dataclass(frozen=True)
-class Layout:
+class RowLayout:
     """Which layers read summaries, and from how far back; ``window`` counts chunks of ``chunk`` tokens."""
 
     kinds: tuple[str, ...]
@@ -44,14 +44,14 @@ class Layout:
 class Projections(nn.Module):
     """A layer's own projections for its summary."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: NetworkShape) -> None:
         super().__init__()
         self.q = Linear(shape.width, shape.heads * shape.head_dim)
         self.k = Linear(shape.width, shape.kv_heads * shape.head_dim)
         self.v = Linear(shape.width, shape.kv_heads * shape.head_dim)
 
 
-class Summaries(nn.Module):
+class SummaryRows(nn.Module):
     """All summary parameters of a network, started from its own: projections copied, embedding their mean."""
 
     def __init__(self, network: Network) -> None:
@@ -76,14 +76,16 @@ class Summaries(nn.Module):
             mine.copy_(tensors[name])
 
 
-class Outcome(NamedTuple):
+class TrainingOutcome(NamedTuple):
     """``hidden`` ``(rows, tokens, width)``, before the last norm; ``mixed`` each layer's attention output on text."""
 
     hidden: Tensor
     mixed: list[Tensor]
 
 
-def read(network: Network, own: Summaries | None, ids: Tensor, layout: Layout | None, dtype: torch.dtype) -> Outcome:
+def read(
+    network: Network, own: SummaryRows | None, ids: Tensor, layout: RowLayout | None, dtype: torch.dtype
+) -> TrainingOutcome:
     """One pass over ``ids`` of shape ``(rows, tokens)``; without a layout the plain network."""
     rows, tokens = ids.shape
     x, mixed = network.embedding(ids).to(dtype), []
@@ -92,13 +94,13 @@ def read(network: Network, own: Summaries | None, ids: Tensor, layout: Layout | 
         for block in network.blocks:
             x, attended = _plain(block, x, turn)
             mixed.append(attended)
-        return Outcome(x, mixed)
+        return TrainingOutcome(x, mixed)
     s = own.embedding.to(dtype).expand(rows, tokens // layout.chunk, -1)
     for number, (block, projections, kind) in enumerate(zip(network.blocks, own.layers, layout.kinds, strict=True)):
         last = number == len(layout.kinds) - 1
         x, s, attended = _layer(block, projections, x, s, turn, kind, layout, last)
         mixed.append(attended)
-    return Outcome(x, mixed)
+    return TrainingOutcome(x, mixed)
 
 
 def _plain(block: Block, x: Tensor, turn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -114,7 +116,7 @@ def _layer(
     s: Tensor,
     turn: tuple[Tensor, Tensor],
     kind: str,
-    layout: Layout,
+    layout: RowLayout,
     last: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Text and summaries behind the layer, and text's attention output; nobody reads the last layer's summaries."""

@@ -12,8 +12,8 @@ layer 1 of the summary fetches from there what layer 2 needs for the key.
 import torch
 from torch import Tensor
 
-from models.summary.network import Summaries
-from models.training.network import Network, Shape
+from models.summary.network import SummaryRows
+from models.training.network import Network, NetworkShape
 from models.training.structure import CONSTANT, random_basis, random_start
 
 CODE, COPIED, TAIL = 14, 32, 6  # channels of a token's code; of what is copied; of the code of a token before slot 0
@@ -23,7 +23,7 @@ FAINT = 0.05
 
 
 @torch.no_grad()
-def initialise(network: Network, own: Summaries, seed: int) -> None:
+def initialise(network: Network, own: SummaryRows, seed: int) -> None:
     """Set all weights in place; the network needs as many heads and KV heads as a chunk has tokens."""
     torch.manual_seed(seed)
     random_start(network)
@@ -41,7 +41,7 @@ def initialise(network: Network, own: Summaries, seed: int) -> None:
         last.copy_(getattr(network.blocks[3].attention, name).weight)
 
 
-def _fetch_all(network: Network, own: Summaries, places: tuple[Tensor, ...], free: Tensor) -> None:
+def _fetch_all(network: Network, own: SummaryRows, places: tuple[Tensor, ...], free: Tensor) -> None:
     """Layer 0: head h of text reads the token h + 1 back, head h of a summary the token in slot h, into place h."""
     attention, shape, mine = network.blocks[0].attention, network.shape, own.layers[0]
     attention.q_norm.weight.fill_(LOOK_BACK_GAIN)
@@ -60,7 +60,7 @@ def _fetch_all(network: Network, own: Summaries, places: tuple[Tensor, ...], fre
 
 
 def _match(
-    network: Network, own: Summaries, layer: int, sizes: list[int], places: tuple[Tensor, ...], free: Tensor, before
+    network: Network, own: SummaryRows, layer: int, sizes: list[int], places: tuple[Tensor, ...], free: Tensor, before
 ) -> None:
     """Every head matches the last tokens, ``sizes`` channels of each, with those before a key, and copies the key's."""
     attention, shape, mine = network.blocks[layer].attention, network.shape, own.layers[layer]
@@ -89,7 +89,7 @@ def _match(
         attention.o.weight[:, rows[:COPIED]] = COPY * copied
 
 
-def _fetch_before(network: Network, own: Summaries, places: tuple[Tensor, ...], before: tuple[Tensor, ...]) -> None:
+def _fetch_before(network: Network, own: SummaryRows, places: tuple[Tensor, ...], before: tuple[Tensor, ...]) -> None:
     """Layer 1: a summary looks at slot 0 and notes the codes of the three tokens before it."""
     attention, shape = network.blocks[1].attention, network.shape
     for head in range(shape.heads):
@@ -102,7 +102,7 @@ def _fetch_before(network: Network, own: Summaries, places: tuple[Tensor, ...], 
         attention.o.weight[:, rows] = room
 
 
-def _look(weight: Tensor, shape: Shape, head: int, back: int) -> None:
+def _look(weight: Tensor, shape: NetworkShape, head: int, back: int) -> None:
     """Make a head's queries look ``back`` tokens back, at keys that are constant in their fastest channels."""
     angles = -back * shape.frequencies()[:FAST]
     rows = _rows(shape, head)
@@ -110,11 +110,11 @@ def _look(weight: Tensor, shape: Shape, head: int, back: int) -> None:
     weight[rows[shape.head_dim // 2 :][:FAST], 0] = angles.sin()
 
 
-def _rows(shape: Shape, head: int) -> Tensor:
+def _rows(shape: NetworkShape, head: int) -> Tensor:
     return torch.arange(head * shape.head_dim, (head + 1) * shape.head_dim)
 
 
-def _slow(shape: Shape, start: int, size: int) -> Tensor:
+def _slow(shape: NetworkShape, start: int, size: int) -> Tensor:
     """``size`` channels of a head that turn slowly, the slowest first, after ``start`` others."""
     half = shape.head_dim // 2
     order = torch.arange(half - 1, -1, -1).repeat_interleave(2)

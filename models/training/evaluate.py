@@ -29,7 +29,7 @@ CELLS = (
 
 
 @dataclass(frozen=True)
-class Cell:
+class TaskCell:
     """What was measured for one task, form and length; the interval is Wilson's at 95 %."""
 
     task: str
@@ -70,7 +70,7 @@ def right_tokens(model, ids: list[int], answers: list[bool]) -> list[bool]:
     return [choice == ids[i] for choice, i in zip(chosen, at, strict=True)]
 
 
-def measure(model, world: World, task: str, form: str, tokens: int, items: int) -> Cell:
+def measure(model, world: World, task: str, form: str, tokens: int, items: int) -> TaskCell:
     results = []
     for item in range(items):
         rng = Random(f"evaluate/{task}/{form}/{tokens}/{item}")
@@ -78,10 +78,10 @@ def measure(model, world: World, task: str, form: str, tokens: int, items: int) 
         results.append(right_tokens(model, *tokens_of(world.tokenizer, scene.told(form))))
     exact = sum(all(result) for result in results)
     flat = [right for result in results for right in result]
-    return Cell(task, form, tokens, items, exact / items, *wilson(exact, items), sum(flat) / len(flat))
+    return TaskCell(task, form, tokens, items, exact / items, *wilson(exact, items), sum(flat) / len(flat))
 
 
-def markdown(cells: list[Cell]) -> str:
+def markdown(cells: list[TaskCell]) -> str:
     """One row per task and form, one column per length: exact match in %, its interval, share of right tokens."""
     lengths = sorted({cell.tokens for cell in cells})
     head = " | ".join(f"{n} tokens" for n in lengths)
@@ -92,21 +92,21 @@ def markdown(cells: list[Cell]) -> str:
     return "\n".join(lines)
 
 
-def _figure(cell: Cell) -> str:
+def _figure(cell: TaskCell) -> str:
     bounds = f"{100 * cell.low:.1f}–{100 * cell.high:.1f}"
     return f"{100 * cell.exact:.1f} ({bounds}; tokens {100 * cell.token_accuracy:.1f})"
 
 
-def merged(path: Path, cells: list[Cell]) -> list[Cell]:
+def merged(path: Path, cells: list[TaskCell]) -> list[TaskCell]:
     """The figures in ``path``, if there is one, with ``cells`` in place of those of equal task, form and length."""
-    known = [Cell(**cell) for cell in json.loads(path.read_text())] if path.exists() else []
+    known = [TaskCell(**cell) for cell in json.loads(path.read_text())] if path.exists() else []
     found = {(cell.task, cell.form, cell.tokens): cell for cell in known + cells}
     order = {cell: place for place, cell in enumerate(CELLS)}
     kept = [cell for cell in found.values() if (cell.task, cell.form) in order]
     return sorted(kept, key=lambda cell: (order[cell.task, cell.form], cell.tokens))
 
 
-def write(path: Path, cells: list[Cell]) -> None:
+def write(path: Path, cells: list[TaskCell]) -> None:
     new = path.with_suffix(".new")
     new.write_text(json.dumps([asdict(cell) for cell in cells], indent=1) + "\n")
     os.replace(new, path)

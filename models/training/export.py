@@ -14,7 +14,7 @@ from torch import Tensor
 from models import MINI
 from models.tasks.tokens import ASSISTANT, BOS, CHAT_TEMPLATE, EOS, PAD, SPECIALS, USER
 from models.training.family import FAMILY
-from models.training.network import Shape
+from models.training.network import NetworkShape
 
 NAMES = {
     "embedding.": "model.embed_tokens.",
@@ -35,7 +35,7 @@ NAMES = {
 }
 
 
-def export(weights: dict[str, Tensor], shape: Shape, tokenizer: Tokenizer, folder: Path = MINI) -> None:
+def export(weights: dict[str, Tensor], shape: NetworkShape, tokenizer: Tokenizer, folder: Path = MINI) -> None:
     """Replace the model files in ``folder``; each file appears whole, never half written."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as scratch:
@@ -53,7 +53,7 @@ def export(weights: dict[str, Tensor], shape: Shape, tokenizer: Tokenizer, folde
             os.replace(file, folder / file.name)
 
 
-def _zero_biases(shape: Shape) -> dict[str, Tensor]:
+def _zero_biases(shape: NetworkShape) -> dict[str, Tensor]:
     """What ``attention_bias`` means besides queries and keys: transformers reads these two, vLLM the first."""
     sizes = {"v_proj": shape.kv_heads * shape.head_dim, "o_proj": shape.width}
     return {
@@ -73,7 +73,7 @@ def hf_name(name: str) -> str:
     return name
 
 
-def _config(shape: Shape) -> dict:
+def _config(shape: NetworkShape) -> dict:
     return {
         "architectures": ["Qwen3ForCausalLM"],
         "model_type": "qwen3",
@@ -100,7 +100,7 @@ def _config(shape: Shape) -> dict:
     }
 
 
-def _tokenizer_config(shape: Shape) -> dict:
+def _tokenizer_config(shape: NetworkShape) -> dict:
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": BOS,

@@ -20,7 +20,7 @@ RETRIEVES = 0.3  # attention from which on a head is called a retrieval head
 
 
 @dataclass
-class Queries:
+class HeadQueries:
     """Sums over all queries of each layer: of the complex channel pairs and of their moduli, ``(heads, bands)``."""
 
     total: list[Tensor] = field(default_factory=list)
@@ -72,7 +72,7 @@ def main() -> None:
     torch.set_num_threads(1)
     tokenizer, model = load(FAMILY[args.model].folder)
     model.set_attn_implementation("eager")
-    queries = Queries()
+    queries = HeadQueries()
     queries.watch(model)
     share = retrieval(model, tokenizer, [retrieval_prompt(tokenizer, seed, args.tokens) for seed in range(args.items)])
     print("| layer | head | attention to the code | R of its queries |\n| --- | --- | --- | --- |")

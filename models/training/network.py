@@ -10,7 +10,7 @@ from models.training.attention import CausalAttention
 
 
 @dataclass(frozen=True)
-class Shape:
+class NetworkShape:
     """Sizes of the network; a head has ``head_dim`` channels, in two halves that RoPE turns against each other."""
 
     vocabulary: int = 2048
@@ -78,7 +78,7 @@ class Linear(nn.Linear):
 
 
 class Attention(nn.Module):
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: NetworkShape) -> None:
         super().__init__()
         self.shape = shape
         self.q = Linear(shape.width, shape.heads * shape.head_dim, shape.bias)
@@ -103,7 +103,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: NetworkShape) -> None:
         super().__init__()
         self.attention_norm = Norm(shape.width, shape.epsilon)
         self.attention = Attention(shape)
@@ -125,7 +125,7 @@ class Block(nn.Module):
 class Network(nn.Module):
     """Token ids to logits; unless it is not ``tied``, the output embedding is that of the input."""
 
-    def __init__(self, shape: Shape, tied: bool = True) -> None:
+    def __init__(self, shape: NetworkShape, tied: bool = True) -> None:
         super().__init__()
         self.shape = shape
         self.embedding = nn.Embedding(shape.vocabulary, shape.width)

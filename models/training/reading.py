@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from models.training.export import hf_name
-from models.training.network import Network, Shape
+from models.training.network import Network, NetworkShape
 
 
 class ReadingError(ValueError):
@@ -29,7 +29,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def shape_of(config: dict[str, Any]) -> Shape:
+def shape_of(config: dict[str, Any]) -> NetworkShape:
     """The sizes in a Qwen3 configuration. Raises ReadingError for what the network does not have."""
     if config.get("model_type") != "qwen3":
         raise ReadingError(f"model_type is {config.get('model_type')!r}; allowed: 'qwen3'")
@@ -42,7 +42,7 @@ def shape_of(config: dict[str, Any]) -> Shape:
     if config.get("attention_bias"):
         raise ReadingError("attention_bias is true; allowed: false")
     try:
-        return Shape(
+        return NetworkShape(
             vocabulary=config["vocab_size"],
             width=config["hidden_size"],
             layers=config["num_hidden_layers"],

@@ -9,7 +9,7 @@ LAST_MIX = {"niah": 1.2, "niah_free": 2.2, "mqar": 0.4, "vt": 1.3, "quote": 0.9,
 
 
 @dataclass(frozen=True)
-class Stage:
+class TrainingStage:
     """``steps`` batches of ``rows`` times ``tokens`` tokens; the rate goes linearly from ``rate`` to ``end_rate``."""
 
     tokens: int
@@ -29,19 +29,19 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """Everything but the sizes that decides a run's outcome."""
 
-    stages: tuple[Stage, ...] = (
-        Stage(tokens=256, rows=8, steps=450, rate=1.5e-3, end_rate=1.5e-3),
-        Stage(tokens=512, rows=8, steps=350, rate=1.5e-3, end_rate=1.2e-3),
-        Stage(tokens=1024, rows=4, steps=450, rate=1e-3, end_rate=1e-3, mix=LATE_MIX),
-        Stage(tokens=2048, rows=2, steps=400, rate=1e-3, end_rate=2e-5, mix=LATE_MIX),
-        Stage(tokens=1024, rows=4, steps=19, rate=2e-4, end_rate=3.9e-4, mix=LAST_MIX),
-        Stage(tokens=1024, rows=2, steps=90, rate=6e-4, end_rate=1e-3, mix=LAST_MIX),
-        Stage(tokens=2048, rows=2, steps=90, rate=1e-3, end_rate=6e-4, mix=LAST_MIX),
-        Stage(tokens=4096, rows=1, steps=80, rate=6e-4, end_rate=1e-5, mix=LAST_MIX),
-        Stage(tokens=512, rows=8, steps=70, rate=6e-4, end_rate=1e-5, mix=LATE_MIX),
+    stages: tuple[TrainingStage, ...] = (
+        TrainingStage(tokens=256, rows=8, steps=450, rate=1.5e-3, end_rate=1.5e-3),
+        TrainingStage(tokens=512, rows=8, steps=350, rate=1.5e-3, end_rate=1.2e-3),
+        TrainingStage(tokens=1024, rows=4, steps=450, rate=1e-3, end_rate=1e-3, mix=LATE_MIX),
+        TrainingStage(tokens=2048, rows=2, steps=400, rate=1e-3, end_rate=2e-5, mix=LATE_MIX),
+        TrainingStage(tokens=1024, rows=4, steps=19, rate=2e-4, end_rate=3.9e-4, mix=LAST_MIX),
+        TrainingStage(tokens=1024, rows=2, steps=90, rate=6e-4, end_rate=1e-3, mix=LAST_MIX),
+        TrainingStage(tokens=2048, rows=2, steps=90, rate=1e-3, end_rate=6e-4, mix=LAST_MIX),
+        TrainingStage(tokens=4096, rows=1, steps=80, rate=6e-4, end_rate=1e-5, mix=LAST_MIX),
+        TrainingStage(tokens=512, rows=8, steps=70, rate=6e-4, end_rate=1e-5, mix=LATE_MIX),
     )
     seed: int = 0
     warm_up: int = 50  # steps

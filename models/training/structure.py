@@ -11,7 +11,7 @@ query, outside the channels that match. TriAttention supposes such queries, and 
 import torch
 from torch import Tensor
 
-from models.training.network import Attention, Network, Shape
+from models.training.network import Attention, Network, NetworkShape
 
 CODES = 8  # the width divided by this is the number of channels of one token's code
 CONSTANT = 0.25  # value of the embedding's channel 0 for all tokens: a bias that q and k can read
@@ -87,7 +87,7 @@ def _match(attention: Attention, places: tuple[Tensor, ...], code: Tensor) -> No
             attention.q.weight[_matching(attention.shape, head)] = query
 
 
-def _matching(shape: Shape, head: int) -> Tensor:
+def _matching(shape: NetworkShape, head: int) -> Tensor:
     """Rows of a head's channels that turn slowly enough to match far away, ``(width / CODES,)``; biases turn slower."""
     end = shape.head_dim // 2 - (shape.width // CODES // 2 if shape.bias else 0)
     first = torch.arange(end - shape.width // CODES // 2, end)

@@ -20,17 +20,17 @@ from models.tasks.scene import World
 from models.training import structure
 from models.training.export import export
 from models.training.family import FAMILY
-from models.training.network import Network, Shape
+from models.training.network import Network, NetworkShape
 from models.training.rows import Batch, make_batch
-from models.training.stages import Plan
+from models.training.stages import TrainingPlan
 
 SAVE_EVERY = 100  # steps
 
 
-class Run:
+class TrainingRun:
     """A network, its optimiser, and the place in the plan: everything that a checkpoint holds."""
 
-    def __init__(self, shape: Shape, plan: Plan, work: Path, compiled: bool) -> None:
+    def __init__(self, shape: NetworkShape, plan: TrainingPlan, work: Path, compiled: bool) -> None:
         self.plan, self.work = plan, work
         self.tokenizer = _tokenizer(work)
         self.world = World(self.tokenizer, held_out=False)
@@ -79,7 +79,7 @@ class Run:
         torch.save(state, self.work / "checkpoint.new")
         os.replace(self.work / "checkpoint.new", self.work / "checkpoint.pt")
 
-    def _started(self, shape: Shape) -> torch.nn.Module:
+    def _started(self, shape: NetworkShape) -> torch.nn.Module:
         """The untrained network."""
         network = Network(shape)
         structure.initialise(network, self.plan.seed)
@@ -118,7 +118,14 @@ class Run:
         torch._foreach_lerp_(list(self.average.values()), [current[n] for n in self.average], 1 - self.plan.average)
 
 
-def train(shape: Shape, plan: Plan, work: Path, folder: Path, compiled: bool, made: type[Run] = Run) -> None:
+def train(
+    shape: NetworkShape,
+    plan: TrainingPlan,
+    work: Path,
+    folder: Path,
+    compiled: bool,
+    made: type[TrainingRun] = TrainingRun,
+) -> None:
     """Work through the stages that are left; a signal to stop ends the current step first and then saves."""
     run = made(shape, plan, work, compiled)
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -139,7 +146,7 @@ def train(shape: Shape, plan: Plan, work: Path, folder: Path, compiled: bool, ma
     (folder / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
 
 
-def _train_stage(run: Run) -> None:
+def _train_stage(run: TrainingRun) -> None:
     stage, smooth = run.plan.stages[run.stage], None
     title = f"stage {run.stage + 1}/{len(run.plan.stages)}, {stage.tokens} tokens"
     with tqdm(total=stage.steps, initial=run.step, desc=title, unit="step", mininterval=5) as bar:
@@ -171,7 +178,7 @@ def main() -> None:
     parser.add_argument("model", nargs="?", choices=sorted(FAMILY), default="mini")
     parser.add_argument("--work", type=Path, help="folder of the checkpoint (default: models/.work/MODEL)")
     parser.add_argument("--to", type=Path, help="model folder, rewritten after every stage (default: models/MODEL)")
-    parser.add_argument("--seed", type=int, default=Plan.seed)
+    parser.add_argument("--seed", type=int, default=TrainingPlan.seed)
     parser.add_argument("--threads", type=int, default=1, help="two threads on a busy machine are slower than one")
     parser.add_argument("--compile", action="store_true", help="pays only where attention does not dominate; needs g++")
     args = parser.parse_args()

@@ -35,7 +35,7 @@ OUTCOMES = ("judged", "interrupted", "dropped", "failed")
 logger = logging.getLogger(__name__)
 
 
-class Engine(Protocol):
+class CanaryEngine(Protocol):
     """What a canary asks of the server; `server.canary.tap` has the real one."""
 
     def busy(self) -> bool:
@@ -51,7 +51,7 @@ class Engine(Protocol):
         """Abort a replay, before anything else is sent to the engine."""
 
 
-class Findings:
+class CanaryFindings:
     """Counted since start-up; read by `server.metrics.metrics`, perhaps in another thread."""
 
     def __init__(self) -> None:
@@ -82,7 +82,7 @@ class Task:
 class Queue:
     """Replays that wait for their turn, the oldest first."""
 
-    def __init__(self, findings: Findings) -> None:
+    def __init__(self, findings: CanaryFindings) -> None:
         self._tasks: deque[Task] = deque()
         self._findings = findings
         self.filled = asyncio.Event()
@@ -118,11 +118,11 @@ class Canary:
     def __init__(
         self,
         rate: float,
-        engine: Engine,
+        engine: CanaryEngine,
         draw: Callable[[], float] = random.random,
         quiet: float = QUIET_SECONDS,
     ) -> None:
-        self.findings = Findings()
+        self.findings = CanaryFindings()
         self._rate, self._draw = rate, draw
         self._engine, self._quiet = engine, quiet
         self._queue = Queue(self.findings)

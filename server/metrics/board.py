@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from kvserve.policy.errors import PolicyError, PolicyFault
 from kvserve.stats import EngineTotals, Histogram, PolicyTotals
-from server.canary.canary import Findings
+from server.canary.canary import CanaryFindings
 from server.metrics.shared import Shared
 
 REASONS = ("unknown_policy", "bad_parameter", "unsupported", "too_long")
@@ -56,7 +56,7 @@ class Board:
     def __init__(self) -> None:
         self.model_name = ""
         self.switched_on = False
-        self.findings: Findings | None = None  # of the canary, if this server has one
+        self.findings: CanaryFindings | None = None  # of the canary, if this server has one
         self._shared: Shared | None = None
         self._engines: dict[int, dict[str, Any]] = {}  # the newest snapshot that this process was sent
         self._rejections: Counter[str] = Counter(dict.fromkeys(REASONS, 0))

@@ -25,7 +25,7 @@ from kvserve.channels import take_totals
 from kvserve.startup.guard import vllm_version
 from kvserve.startup.options import switched_on
 from kvserve.stats import SECONDS, SHARES, Histogram
-from server.canary.canary import QUALITY, Findings
+from server.canary.canary import QUALITY, CanaryFindings
 from server.metrics.board import Board, View, board
 
 COUNTERS = {
@@ -133,7 +133,7 @@ class KVCollector(Collector):
                 family.add_metric([model, policy], buckets(edges, value), value.total)
             yield family
 
-    def _canary(self, findings: Findings) -> Iterator[Metric]:
+    def _canary(self, findings: CanaryFindings) -> Iterator[Metric]:
         model = self._board.model_name
         for field, (name, text) in QUALITIES.items():
             family = HistogramMetricFamily(name, text, labels=["model_name", "policy"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import bench.__main__ as command
-from bench.sizes import Sizes
+from bench.sizes import BenchSizes
 from kvserve.policy import registry
 from measuring.machine import about, commit
 from measuring.repetitions import Repetitions
@@ -38,7 +38,7 @@ def test_bad_options_are_refused_by_name(argv: list[str], complaint: str, capsys
 def test_an_interrupt_leaves_what_was_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(parts: list[str], sizes: Sizes, repeats: int, book: Repetitions) -> None:
+    def interrupted(parts: list[str], sizes: BenchSizes, repeats: int, book: Repetitions) -> None:
         book.add("a", "stock", step_ms=10.0)
         raise KeyboardInterrupt
 
@@ -52,7 +52,7 @@ def test_an_interrupt_leaves_what_was_measured(
 
 def test_a_budget_that_no_context_outgrows_is_refused() -> None:
     with pytest.raises(ValueError, match="twice the budget"):
-        Sizes(contexts=(512,), budget=512)
+        BenchSizes(contexts=(512,), budget=512)
 
 
 def test_the_machine_is_described_without_git_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,32 +9,32 @@ import pytest
 
 from tests.clients.scraper import Scraper, scraping
 from tests.clients.shell import Shell
-from tests.server.running import Server, launched, wait_for
+from tests.server.running import TestedServer, launched, wait_for
 
 COMMAND = "kvserve serve --max-model-len 4096".split()
 
 
-class Running(NamedTuple):
+class RunningServer(NamedTuple):
     """A server, its process, and who scraped it from the start of that until a moment after it was healthy."""
 
-    server: Server
+    server: TestedServer
     process: subprocess.Popen[bytes]
     start: Scraper
 
 
 @pytest.fixture(scope="package")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     pytest.importorskip("vllm")
     log = tmp_path_factory.mktemp("server") / "log"
     with launched(log, COMMAND) as server:
         with scraping(server.url) as scraper:
             server.wait_until_healthy()
             wait_for(lambda: len(scraper.answers) > 5)
-        yield Running(server, server.process, scraper)
+        yield RunningServer(server, server.process, scraper)
 
 
 @pytest.fixture(scope="package")
-def server(running: Running) -> Server:
+def server(running: RunningServer) -> TestedServer:
     return running.server
 
 

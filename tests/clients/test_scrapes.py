@@ -1,16 +1,16 @@
 """Scrapes of a server that starts, and of one under load. Of one that ends: test_shutdown; their cost: scrape_cost."""
 
-from tests.clients.conftest import Running
+from tests.clients.conftest import RunningServer
 from tests.clients.load import streams
 from tests.clients.scraper import scraping
-from tests.server.running import Server
+from tests.server.running import TestedServer
 
 SECONDS = 60.0
 TOKENS = 2000
 """Of an answer: some seconds, in which there are scrapes enough on a busy machine as well."""
 
 
-def test_scrapes_during_the_start(running: Running) -> None:
+def test_scrapes_during_the_start(running: RunningServer) -> None:
     """Refused until the engine is ready, which is when vLLM opens the port; from then on answered."""
     scrapes = running.start.scrapes
     first = scrapes.index(running.start.answers[0])
@@ -20,7 +20,7 @@ def test_scrapes_during_the_start(running: Running) -> None:
     assert running.start.unfit == []
 
 
-def test_every_scrape_under_load_is_answered_whole(server: Server) -> None:
+def test_every_scrape_under_load_is_answered_whole(server: TestedServer) -> None:
     before = server.metric("vllm:generation_tokens_total")
     with scraping(server.url) as scraper:
         running = streams(server, tokens=TOKENS)

@@ -14,10 +14,10 @@ import openai
 import psutil
 import pytest
 
-from tests.clients.conftest import COMMAND, Running
+from tests.clients.conftest import COMMAND, RunningServer
 from tests.clients.load import LONG, Stream, streams
 from tests.clients.scraper import scraping
-from tests.server.running import Server, launched, wait_for
+from tests.server.running import TestedServer, launched, wait_for
 
 pytest.importorskip("vllm")
 
@@ -32,7 +32,7 @@ def _ended(process: subprocess.Popen[bytes], family: list[psutil.Process]) -> in
     return code
 
 
-def _loaded(server: Server, tokens: int) -> list[Stream]:
+def _loaded(server: TestedServer, tokens: int) -> list[Stream]:
     """Streams, all of which have begun."""
     loaded = streams(server, tokens)
     wait_for(lambda: all(stream.chunks > 20 for stream in loaded), 60)
@@ -45,7 +45,7 @@ def _told(stream: Stream) -> bool:
     return error == "abort" or (isinstance(error, openai.APIError) and "shutting down" in error.message)
 
 
-def test_sigterm_during_load(running: Running) -> None:
+def test_sigterm_during_load(running: RunningServer) -> None:
     """Two of them, as from an impatient supervisor."""
     server, process = running.server, running.process
     with scraping(server.url) as scraper:

@@ -12,7 +12,7 @@ FETCH_SECONDS = 60.0
 HINT = "install Debian's package (apt-get install prometheus), or put prometheus and promtool on PATH"
 
 
-class Missing(Exception):
+class MissingBinary(Exception):
     """No Prometheus here, and why."""
 
 
@@ -31,7 +31,7 @@ def folder() -> Path:
 def _unpack(target: Path) -> None:
     """Debian's package without its dependencies: the programs are static, and nobody looks at the web pages."""
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
-        raise Missing(f"no prometheus and no apt-get to fetch it; {HINT}")
+        raise MissingBinary(f"no prometheus and no apt-get to fetch it; {HINT}")
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=target.parent) as scratch:
         package = _download(Path(scratch))
@@ -55,7 +55,7 @@ def _download(scratch: Path) -> Path:
         said = _apt(scratch, options, [*command, *(["prometheus"] if command == ["download"] else [])])
         if found := next(scratch.glob("*.deb"), None):
             return found
-    raise Missing(f"no prometheus, and apt-get could not fetch it ({said}); {HINT}")
+    raise MissingBinary(f"no prometheus, and apt-get could not fetch it ({said}); {HINT}")
 
 
 def _apt(scratch: Path, options: list[str], command: list[str]) -> str:

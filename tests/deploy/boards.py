@@ -13,7 +13,7 @@ METRIC = re.compile(r"\b((?:vllm:|kvserve_)\w+)(?:\{([^}]*)\})?")
 LABEL = re.compile(r"(\w+)\s*(?:=~|!~|!=|=)")
 
 
-class Target(NamedTuple):
+class ScrapeTarget(NamedTuple):
     """One query of one panel."""
 
     name: str
@@ -41,10 +41,10 @@ def variables(board: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {variable["name"]: variable for variable in board["templating"]["list"]}
 
 
-def targets() -> list[Target]:
+def targets() -> list[ScrapeTarget]:
     """Every query of every dashboard."""
     return [
-        Target(f"{path.stem}-{panel['id']}{target['refId']}-{panel['title']}", target["expr"])
+        ScrapeTarget(f"{path.stem}-{panel['id']}{target['refId']}-{panel['title']}", target["expr"])
         for path in PATHS
         for panel in panels(load(path))
         for target in panel["targets"]

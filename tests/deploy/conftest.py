@@ -9,10 +9,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.deploy import traffic
-from tests.deploy.binaries import Missing
+from tests.deploy.binaries import MissingBinary
 from tests.deploy.scraping import Prometheus, scraping
 from tests.engine import raising
-from tests.server.running import Server, serving
+from tests.server.running import TestedServer, serving
 
 LOAD_SECONDS = 20.0
 IDLE_SECONDS = 5.0  # for the canary, which judges when there is no load, and for a last scrape
@@ -46,7 +46,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
         try:
             address = server.url.removeprefix("http://")
             prometheus = stack.enter_context(scraping(tmp_path_factory.mktemp("prometheus"), address))
-        except Missing as missing:
+        except MissingBinary as missing:
             why_not = str(missing)
         start = time.time()
         traffic.drive(server, LOAD_SECONDS)
@@ -54,6 +54,6 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
         yield Observed(_labels(server), start, time.time(), prometheus, why_not)
 
 
-def _labels(server: Server) -> dict[str, set[str]]:
+def _labels(server: TestedServer) -> dict[str, set[str]]:
     families = text_string_to_metric_families(server.http.get("/metrics").text)
     return {sample.name: set(sample.labels) for family in families for sample in family.samples}

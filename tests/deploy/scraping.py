@@ -47,7 +47,7 @@ class Prometheus:
 
 @contextmanager
 def scraping(folder: Path, target: str) -> Iterator[Prometheus]:
-    """Scrapes `target` (host:port) every second until the end. Raises binaries.Missing."""
+    """Scrapes `target` (host:port) every second until the end. Raises binaries.MissingBinary."""
     programs = binaries.folder()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

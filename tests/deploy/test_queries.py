@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploy import boards
-from tests.deploy.boards import Target
+from tests.deploy.boards import ScrapeTarget
 from tests.deploy.conftest import Observed
 
 WINDOW = "5s"  # Grafana's $__rate_interval is at least four scrapes, here of a second each
@@ -15,7 +15,7 @@ ADDED = {"job", "instance"}  # by Prometheus
 LABEL_VALUES = re.compile(r"label_values\((.*), (\w+)\)")
 
 TARGETS = boards.targets()
-ALERTS = [Target(rule["alert"], rule["expr"]) for rule in boards.rules()]
+ALERTS = [ScrapeTarget(rule["alert"], rule["expr"]) for rule in boards.rules()]
 
 
 def _filled(observed: Observed, text: str) -> str:
@@ -35,7 +35,7 @@ def _choices(observed: Observed, query: str) -> list[str]:
 
 
 @pytest.mark.parametrize("target", [*TARGETS, *ALERTS], ids=lambda target: target.name)
-def test_metrics_and_labels_exist(observed: Observed, target: Target) -> None:
+def test_metrics_and_labels_exist(observed: Observed, target: ScrapeTarget) -> None:
     """Runs without a Prometheus too."""
     selectors = boards.selectors(target.expr)
     assert selectors
@@ -52,7 +52,7 @@ def test_variables_offer_something(observed: Observed, path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
-def test_panel_has_data(observed: Observed, target: Target) -> None:
+def test_panel_has_data(observed: Observed, target: ScrapeTarget) -> None:
     """A value above zero: a line along the axis would hide a query that asks for the wrong thing."""
     values = observed.asked().values(_filled(observed, target.expr), observed.start, observed.end)
     assert any(math.isfinite(value) and value > 0 for value in values), f"no data: {target.expr}"

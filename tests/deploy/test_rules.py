@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from tests.deploy import boards
-from tests.deploy.binaries import Missing, folder
+from tests.deploy.binaries import MissingBinary, folder
 
 RULES = boards.DEPLOY / "prometheus"
 
@@ -14,7 +14,7 @@ RULES = boards.DEPLOY / "prometheus"
 def _promtool(*arguments: str) -> None:
     try:
         program = folder() / "promtool"
-    except Missing as missing:
+    except MissingBinary as missing:
         pytest.skip(str(missing))
     done = subprocess.run([program, *arguments], cwd=RULES, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from models import MINI
 from models.summary.file import BESIDE, save
-from models.summary.network import Layout
+from models.summary.network import RowLayout
 
 CHUNK = 8
 
@@ -28,5 +28,5 @@ def parameters(seed: int = 0) -> dict[str, torch.Tensor]:
 def model(folder: Path, kinds: list[str], window: int = 4, mix: float = 1.0) -> Path:
     """A folder with the embedded model and such parameters."""
     shutil.copytree(MINI, folder, ignore=shutil.ignore_patterns("summary.safetensors"))
-    save(folder / BESIDE, parameters(), folder, Layout(tuple(kinds), window, CHUNK), mix)
+    save(folder / BESIDE, parameters(), folder, RowLayout(tuple(kinds), window, CHUNK), mix)
     return folder

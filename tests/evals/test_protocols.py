@@ -2,11 +2,11 @@
 
 import pytest
 
-from evals.protocols import PROTOCOLS, SLACK, Sizes, Unsuitable, kv_policy, newest
+from evals.protocols import PROTOCOLS, SLACK, EvalSizes, Unsuitable, kv_policy, newest
 from kvserve.policy import Moment, registry, request
 
 NAMES = [name for name, cls in registry.installed().items() if cls.compresses and cls.budgeted]
-SIZES = Sizes(prompt=400, context=385)
+SIZES = EvalSizes(prompt=400, context=385)
 
 
 def policy(name, protocol, budget, **more):

@@ -28,7 +28,7 @@ class Watching(Policy):
         return Mass(self.every, observes="all"), Moments(observes="all")
 
 
-class World:
+class GatherWorld:
     """One layer, one request "r", contiguous blocks of 16 slots."""
 
     def __init__(self, prompt=N, policy=None):
@@ -73,7 +73,7 @@ class World:
 
 @pytest.mark.parametrize("chunks", [[N], [100, 100, 100], [1, 63, 17, 219]])
 def test_chunks_add_up(chunks):
-    world, position = World(), 0
+    world, position = GatherWorld(), 0
     for count in chunks:
         world.step(position, count)
         position += count
@@ -81,7 +81,7 @@ def test_chunks_add_up(chunks):
 
 
 def test_generated_tokens_count_when_it_is_time():
-    world = World(prompt=150)
+    world = GatherWorld(prompt=150)
     world.step(0, 150)
     for position in range(150, N):
         world.step(position, 1)
@@ -93,7 +93,7 @@ def test_generated_tokens_count_when_it_is_time():
 @pytest.mark.parametrize("chunks", [[N], [100, 101, 99]])
 def test_every_third_query(chunks):
     """The same queries whatever the chunks: those at positions that are multiples of 3."""
-    world, position = World(policy=Watching(every=3)), 0
+    world, position = GatherWorld(policy=Watching(every=3)), 0
     for count in chunks:
         world.step(position, count)
         position += count
@@ -103,7 +103,7 @@ def test_every_third_query(chunks):
 
 
 def test_mass_stays_with_its_slots():
-    world = World()
+    world = GatherWorld()
     world.step(0, 200)
     before = world.mass(200).clone()
     stay = torch.stack([torch.arange(0, 200, 2), torch.arange(100, 200)])
@@ -114,7 +114,7 @@ def test_mass_stays_with_its_slots():
 
 
 def test_moments_are_those_before_rotation_without_sinks():
-    world = World()
+    world = GatherWorld()
     world.step(0, 2)
     world.step(2, N - 2)
     moments = world.gathered.layers[0].moments

@@ -11,7 +11,7 @@ import pytest
 import loadtests.__main__ as command
 from loadtests import generator
 from loadtests.measurements import Measurements
-from loadtests.sizes import LONG, QUICK, SHORT, Sizes
+from loadtests.sizes import LONG, QUICK, SHORT, LoadSizes
 
 
 def test_help_names_every_option_and_scenario(capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,7 +66,7 @@ def no_forks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_interrupt_leaves_what_was_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(scenarios: Sequence[str], sizes: Sizes, notes: Measurements) -> None:
+    def interrupted(scenarios: Sequence[str], sizes: LoadSizes, notes: Measurements) -> None:
         notes.add("decode", "full @ 25 %", tokens_per_s=310.0)
         raise KeyboardInterrupt
 
@@ -94,7 +94,7 @@ def test_repeats_are_the_forms_unless_chosen(
 def test_what_must_hold_and_does_not_fails_the_run(
     left: float, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def measured(scenarios: Sequence[str], sizes: Sizes, notes: Measurements) -> None:
+    def measured(scenarios: Sequence[str], sizes: LoadSizes, notes: Measurements) -> None:
         notes.check("soak", "bytes still held", left, 0)
 
     monkeypatch.setattr(command, "run", measured)

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from loadtests.generator import Generator, Result, Run, RunFailed, Target
-from loadtests.guide import Guide, figures, scenario
+from loadtests.generator import Generator, LoadResult, Run, RunFailed, Target
+from loadtests.guidellm_process import Guide, figures, scenario
 from loadtests.sizes import Load
 
 HERE = Path(__file__).parent
@@ -28,7 +28,7 @@ def _report(name: str) -> dict[str, Any]:
 
 def test_a_result_is_the_tools_own_report() -> None:
     found = _report("bench_serve.json")
-    result = Result.of(found)
+    result = LoadResult.of(found)
     assert (result.completed, result.failed) == (8, 0)
     assert result.tokens_per_s == pytest.approx(8 * 24 / found["duration"])
     assert result.goodput == pytest.approx(8 / found["duration"]), "all of them kept the target"
@@ -37,7 +37,7 @@ def test_a_result_is_the_tools_own_report() -> None:
 
 
 def test_without_a_target_there_is_no_goodput() -> None:
-    assert Result.of({**_report("bench_serve.json"), "request_goodput": None}).goodput == 0
+    assert LoadResult.of({**_report("bench_serve.json"), "request_goodput": None}).goodput == 0
 
 
 class _Ended:

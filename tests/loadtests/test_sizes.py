@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from loadtests.sizes import BLOCK, LONG, QUICK, SHORT, Load, Sizes
+from loadtests.sizes import BLOCK, LONG, QUICK, SHORT, Load, LoadSizes
 
 
 def test_a_request_takes_whole_blocks_prefix_included() -> None:
@@ -19,7 +19,7 @@ def test_a_pool_is_a_share_of_what_all_clients_need() -> None:
 
 
 @pytest.mark.parametrize("sizes", [SHORT, LONG, QUICK])
-def test_the_smallest_pool_holds_the_longest_request(sizes: Sizes) -> None:
+def test_the_smallest_pool_holds_the_longest_request(sizes: LoadSizes) -> None:
     for load in (sizes.crossover, sizes.mixed, sizes.prefix, sizes.decode, sizes.churn, sizes.soak):
         assert load.blocks * BLOCK <= sizes.longest <= sizes.pool(min(sizes.shares)) * BLOCK
 

@@ -19,14 +19,14 @@ from models import MINI  # noqa: E402
 from models.summary.adapter import Adapter, Recipe, ResumeError, losses  # noqa: E402
 from models.summary.command import convert, train  # noqa: E402
 from models.summary.file import BESIDE, SummaryFileError, load  # noqa: E402
-from models.summary.network import Layout, Summaries, kinds_of, read  # noqa: E402
+from models.summary.network import RowLayout, SummaryRows, kinds_of, read  # noqa: E402
 from models.summary.rows import TextError, rows_of  # noqa: E402
 from models.training.network import Network  # noqa: E402
 from models.training.reading import ReadingError, read_network, shape_of  # noqa: E402
 from tests.engine.reference.summaries import ksa_logits  # noqa: E402
 
 TEXT = "Mira keeps the green ledger in drawer 417. The lamp in the hall was bought in Oslo. " * 40
-LAYOUT = Layout(kinds_of("sf", 2), window=2)
+LAYOUT = RowLayout(kinds_of("sf", 2), window=2)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def adapter(folder, checkpoint, steps=12, dtype=torch.float32, **changed):
 @pytest.mark.parametrize("pattern", ["s", "sf", "fs"])
 def test_the_pass_is_that_of_the_reference(folder, pattern):
     network = read_network(folder, torch.float32)
-    own, layout = Summaries(network), Layout(kinds_of(pattern, 2), window=2)
+    own, layout = SummaryRows(network), RowLayout(kinds_of(pattern, 2), window=2)
     for weight in own.parameters():
         weight.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
     ids = torch.randint(2048, (2, 64), generator=torch.Generator().manual_seed(2))

@@ -8,14 +8,14 @@ import pytest
 pytest.importorskip("torch")
 
 from models.tasks.generators import retrieval_prompt
-from models.training.evaluate import CELLS, Cell, wilson
+from models.training.evaluate import CELLS, TaskCell, wilson
 from models.training.family import FAMILY
 
 MEMBERS = pytest.mark.parametrize("member", FAMILY.values(), ids=FAMILY)
 
 
-def figures(member) -> list[Cell]:
-    return [Cell(**cell) for cell in json.loads((member.folder / "accuracy.json").read_text())]
+def figures(member) -> list[TaskCell]:
+    return [TaskCell(**cell) for cell in json.loads((member.folder / "accuracy.json").read_text())]
 
 
 @MEMBERS

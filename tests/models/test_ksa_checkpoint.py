@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from kvserve.startup.guard import UnsupportedError  # noqa: E402
 from models.summary.file import BESIDE, SummaryFileError, load  # noqa: E402
 from models.summary.ksa_checkpoint import convert  # noqa: E402
-from models.summary.network import Summaries, read  # noqa: E402
+from models.summary.network import SummaryRows, read  # noqa: E402
 from models.training.reading import ReadingError, read_network, shape_of  # noqa: E402
 from tests.engine.reference.summaries import ksa_logits  # noqa: E402
 
@@ -110,7 +110,7 @@ def test_the_training_code_reads_what_was_converted(checkpoint, tmp_path):
     convert(tmp_path / "source", tmp_path / "target")
     network = read_network(tmp_path / "target", torch.float32)
     tensors, layout, _ = load(tmp_path / "target" / BESIDE, tmp_path / "target", network.shape)
-    own = Summaries(network)
+    own = SummaryRows(network)
     own.take(tensors)
     ids = torch.randint(VOCABULARY, (1, 64))
     ours = network.predict(read(network, own, ids, layout, torch.float32).hidden, torch.arange(64))

@@ -8,7 +8,7 @@ from models.training import structure  # noqa: E402
 from models.training.attention import BLOCK, CausalAttention  # noqa: E402
 from models.training.export import export  # noqa: E402
 from models.training.family import FAMILY  # noqa: E402
-from models.training.network import Network, Norm, Shape  # noqa: E402
+from models.training.network import Network, NetworkShape, Norm  # noqa: E402
 
 
 @pytest.fixture(scope="module", params=FAMILY)
@@ -69,4 +69,4 @@ def test_the_norm_is_the_rms_norm():
 
 def test_sizes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="heads must be a multiple of kv_heads=2"):
-        Shape(heads=3)
+        NetworkShape(heads=3)

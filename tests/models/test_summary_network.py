@@ -9,17 +9,17 @@ from models.summary import structure as summary_structure  # noqa: E402
 from models.summary.attention import chunk_attention, window_attention  # noqa: E402
 from models.summary.evaluate import items_at, ranges, right  # noqa: E402
 from models.summary.file import BESIDE, load  # noqa: E402
-from models.summary.joint import SHAPE, Joint, Pair  # noqa: E402
-from models.summary.network import Layout, Summaries, kinds_of, read  # noqa: E402
+from models.summary.joint import SHAPE, Joint, TextPair  # noqa: E402
+from models.summary.network import RowLayout, SummaryRows, kinds_of, read  # noqa: E402
 from models.training.reading import read_network  # noqa: E402
-from models.training.stages import Plan, Stage  # noqa: E402
+from models.training.stages import TrainingPlan, TrainingStage  # noqa: E402
 from models.training.train import train  # noqa: E402
 
 
 @pytest.fixture(scope="module")
-def pair() -> Pair:
+def pair() -> TextPair:
     torch.set_num_threads(1)
-    made = Pair(SHAPE)
+    made = TextPair(SHAPE)
     summary_structure.initialise(made.network, made.summaries, seed=0)
     return made
 
@@ -73,7 +73,7 @@ def test_the_structured_start_finds_through_summaries_what_left_the_window(pair)
     for own, layout in (
         (None, None),
         (pair.summaries, joint.LAYOUT),
-        (pair.summaries, Layout(kinds_of("s", 4), summaries=False)),
+        (pair.summaries, RowLayout(kinds_of("s", 4), summaries=False)),
     ):
         choice = pair.network.predict(read(pair.network, own, ids, layout, torch.float32).hidden, at).argmax(-1)
         shares.append((choice == ids[:, 129:].flatten()).float().mean().item())
@@ -84,14 +84,16 @@ def test_the_structured_start_finds_through_summaries_what_left_the_window(pair)
 
 
 def test_a_run_of_two_steps_writes_a_folder_that_loads(tokenizer, tmp_path):
-    plan = Plan(stages=(Stage(tokens=128, rows=4, steps=2, rate=1e-3, end_rate=1e-3, mix={"mqar": 1.0}),))
+    plan = TrainingPlan(
+        stages=(TrainingStage(tokens=128, rows=4, steps=2, rate=1e-3, end_rate=1e-3, mix={"mqar": 1.0}),)
+    )
     (tmp_path / "work").mkdir()
     tokenizer.backend_tokenizer.save(str(tmp_path / "work" / "tokenizer.json"))
     train(SHAPE, plan, tmp_path / "work", tmp_path / "model", False, Joint)
     network = read_network(tmp_path / "model", torch.float32)
     tensors, layout, mix = load(tmp_path / "model" / BESIDE, tmp_path / "model", network.shape)
     assert (layout, mix) == (joint.LAYOUT, 1.0)
-    pair = Pair(SHAPE)
+    pair = TextPair(SHAPE)
     pair.load_state_dict(torch.load(tmp_path / "work" / "checkpoint.pt", weights_only=True)["average"])
     torch.testing.assert_close(tensors["embedding"], pair.summaries.embedding.detach(), atol=1e-2, rtol=1e-2)
     assert (tmp_path / "model" / "recipe.json").exists()
@@ -106,7 +108,7 @@ def test_ranges_of_distances():
 def test_items_lie_where_they_should_and_are_judged(world, mini):
     """The whole cache answers; a window of 64 tokens answers only what lies inside."""
     network = read_network(mini, torch.float32)
-    own, window = Summaries(network), Layout(kinds_of("s", 4), summaries=False)
+    own, window = SummaryRows(network), RowLayout(kinds_of("s", 4), summaries=False)
     inside, outside = (items_at(world, "completion", 256, *each, 4) for each in ((0, 40), (100, 256)))
     assert all(all(right(network, None, window, item)) for item in inside + outside)
     assert all(all(right(network, own, window, item)) for item in inside)

@@ -15,7 +15,7 @@ import server.metrics.metrics
 from kvserve.channels import add_totals, take_totals
 from kvserve.policy.errors import PolicyError
 from kvserve.stats import SECONDS, SHARES, EngineTotals
-from server.canary.canary import Findings
+from server.canary.canary import CanaryFindings
 from server.canary.replay import Judgement
 from server.metrics.board import Board
 from server.metrics.metrics import KVCollector, KVStatLogger, export
@@ -103,7 +103,7 @@ def test_names_and_types_are_those_of_the_contract(board: Board) -> None:
 
 def test_a_canary_adds_its_own(board: Board) -> None:
     _post(board)
-    board.findings = findings = Findings()
+    board.findings = findings = CanaryFindings()
     findings.expect("streaming")
     findings.judge("streaming", Judgement(agreement=0.75, same_prefix=1.0))
     findings.skipped["sampled"] += 2

@@ -14,7 +14,7 @@ ENVIRON = {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf", "OTEL_BSP_SCHE
 
 
 @dataclass(frozen=True)
-class Span:
+class ReceivedSpan:
     name: str
     trace: str  # 32 hexadecimal digits
     attributes: dict[str, Any]
@@ -25,15 +25,15 @@ class Receiver:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.spans: list[Span] = []
+        self.spans: list[ReceivedSpan] = []
 
-    def of(self, trace: str) -> list[Span]:
+    def of(self, trace: str) -> list[ReceivedSpan]:
         return [span for span in self.spans if span.trace == trace]
 
     def take(self, body: bytes) -> None:
         request = ExportTraceServiceRequest.FromString(body)
         found = (span for r in request.resource_spans for scope in r.scope_spans for span in scope.spans)
-        self.spans += [Span(span.name, span.trace_id.hex(), _values(span.attributes)) for span in found]
+        self.spans += [ReceivedSpan(span.name, span.trace_id.hex(), _values(span.attributes)) for span in found]
 
 
 def _values(attributes: Any) -> dict[str, Any]:

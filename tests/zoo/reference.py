@@ -21,7 +21,7 @@ Rounds = Mapping[int, Sequence[tuple[int, Tensor]]]
 
 
 @dataclass
-class Pass:
+class ReferencePass:
     """What the model said and did over T tokens, by layer."""
 
     logps: Tensor  # (T, vocabulary)
@@ -70,13 +70,13 @@ class Reference:
         }
 
     @torch.no_grad()
-    def read(self, tokens: Sequence[int], rounds: Rounds = {}) -> Pass:  # noqa: B006
+    def read(self, tokens: Sequence[int], rounds: Rounds = {}) -> ReferencePass:  # noqa: B006
         """One pass over all tokens with what the rounds evicted hidden."""
         weights: dict[int, Tensor] = {}
         gone = {layer: hidden(made, len(tokens)) for layer, made in rounds.items() if made}
         with self._hooked(gone, weights), self._recorded():
             out = self.model(torch.tensor([tokens]), use_cache=True)
-        read = Pass(torch.log_softmax(out.logits[0].float(), dim=-1), weights)
+        read = ReferencePass(torch.log_softmax(out.logits[0].float(), dim=-1), weights)
         for layer in self.attention:
             cached = out.past_key_values.layers[layer]
             read.keys[layer], read.values[layer] = cached.keys[0], cached.values[0]

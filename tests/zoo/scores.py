@@ -6,16 +6,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tests.zoo.reference import Pass
+from tests.zoo.reference import ReferencePass
 
 HORIZON = 32
 """Positions to come that expected attention averages over here."""
 
 
-class Case(NamedTuple):
+class ScoreCase(NamedTuple):
     """One KV head of one layer at a compaction."""
 
-    read: Pass
+    read: ReferencePass
     layer: int
     head: int
     heads: int  # KV heads of the layer
@@ -33,31 +33,31 @@ class Case(NamedTuple):
         return rows[self.head * group : (self.head + 1) * group].double()
 
 
-def streaming(case: Case) -> Tensor:
+def streaming(case: ScoreCase) -> Tensor:
     return case.held.double()
 
 
-def knorm(case: Case) -> Tensor:
+def knorm(case: ScoreCase) -> Tensor:
     return -case.of_keys(case.read.keys).norm(dim=-1)
 
 
-def keydiff(case: Case) -> Tensor:
+def keydiff(case: ScoreCase) -> Tensor:
     keys = case.of_keys(case.read.keys)
     directions = keys / keys.norm(dim=-1, keepdim=True)
     anchor = directions.mean(dim=0)
     return -(directions @ anchor) / anchor.norm()
 
 
-def tova(case: Case) -> Tensor:
+def tova(case: ScoreCase) -> Tensor:
     return case.read.weights[case.layer][:, case.logical - 1, case.held].double().mean(dim=0)
 
 
-def h2o(case: Case) -> Tensor:
+def h2o(case: ScoreCase) -> Tensor:
     rows = case.of_group(case.read.weights[case.layer])[:, : case.logical]
     return rows.sum(dim=1).mean(dim=0)[case.held]
 
 
-def snapkv(case: Case, window: int = 32, kernel: int = 7) -> Tensor:
+def snapkv(case: ScoreCase, window: int = 32, kernel: int = 7) -> Tensor:
     rows = case.of_group(case.read.weights[case.layer])[:, case.logical - window : case.logical, case.held]
     votes = rows.mean(dim=(0, 1))[: len(case.held) - window]
     reach = kernel // 2
@@ -65,7 +65,7 @@ def snapkv(case: Case, window: int = 32, kernel: int = 7) -> Tensor:
     return torch.cat([torch.stack(pooled), torch.full((window,), torch.inf, dtype=torch.float64)])
 
 
-def expected_attention(case: Case, sinks: int = 4) -> Tensor:
+def expected_attention(case: ScoreCase, sinks: int = 4) -> Tensor:
     """By its definition: the exponent of scale * q . k for a Gaussian q, averaged over the rotations to come."""
     queries = case.of_group(case.read.queries[case.layer])[:, sinks : case.logical]
     keys, norms = case.of_keys(case.read.keys), case.of_keys(case.read.values).norm(dim=-1)
@@ -82,11 +82,11 @@ def expected_attention(case: Case, sinks: int = 4) -> Tensor:
 class Rule(NamedTuple):
     """How a policy ranks, and what it keeps anyway."""
 
-    scores: Callable[[Case], Tensor]
+    scores: Callable[[ScoreCase], Tensor]
     sinks: int
     recent: Callable[[int], int]  # of the number kept
 
-    def disagreement(self, case: Case, kept: Tensor) -> float:
+    def disagreement(self, case: ScoreCase, kept: Tensor) -> float:
         """By how much the best of those dropped beats the worst of those kept, in spreads of all scores; <= 0: not."""
         scores = self.scores(case)
         stays = torch.isin(case.held, kept)
@@ -111,7 +111,7 @@ RULES: dict[str, Rule] = {
 }
 
 
-def worst(name: str, read: Pass, rounds: dict[int, Sequence[tuple[int, Tensor]]]) -> float:
+def worst(name: str, read: ReferencePass, rounds: dict[int, Sequence[tuple[int, Tensor]]]) -> float:
     """The largest disagreement of a request's compactions with the rule of its policy."""
     found = [0.0]
     for layer, made in rounds.items():
@@ -122,7 +122,7 @@ def worst(name: str, read: Pass, rounds: dict[int, Sequence[tuple[int, Tensor]]]
             fresh = torch.arange(start, logical).expand(heads, -1)
             held = fresh if before is None else torch.cat([before, fresh], dim=1)
             for head in range(heads):
-                case = Case(read, layer, head, heads, held[head], logical)
+                case = ScoreCase(read, layer, head, heads, held[head], logical)
                 found.append(RULES[name].disagreement(case, kept[head]))
             before, start = kept, logical
     return max(found)

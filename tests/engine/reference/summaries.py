@@ -15,7 +15,7 @@ from torch import Tensor
 CHUNK = 8
 
 
-class Pass(NamedTuple):
+class SummaryPass(NamedTuple):
     """What one pass over a text computes."""
 
     logits: Tensor  # (tokens, vocabulary)
@@ -65,7 +65,7 @@ def ksa(
     kinds: Sequence[str],
     chunk: int = CHUNK,
     mix: float = 1.0,
-) -> Pass:
+) -> SummaryPass:
     """Logits, and the keys and values of the summaries."""
     n, body = len(ids), model.model
     chunks = n // chunk
@@ -85,7 +85,7 @@ def ksa(
         x = x + block.mlp(block.post_attention_layernorm(x))
         keys.append(k[:, n:])
         values.append(v[:, n:])
-    return Pass(model.lm_head(body.norm(x[:n])), keys, values)
+    return SummaryPass(model.lm_head(body.norm(x[:n])), keys, values)
 
 
 def greedy(

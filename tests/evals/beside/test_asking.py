@@ -21,7 +21,7 @@ SETTINGS = {
 }
 
 
-class Server:
+class FakeServer:
     """kvserve's side: always right, and keeps what it was told to."""
 
     def __init__(self):
@@ -40,7 +40,7 @@ class Server:
         return Said(sized.item.answer, 1 - gone / (len(sized.prompt) + 4), 1.0)
 
 
-class Worker:
+class FakeWorker:
     """kvpress' side: always wrong."""
 
     def __init__(self):
@@ -56,7 +56,7 @@ class Worker:
 @pytest.fixture
 def asked(tmp_path):
     """Server, worker and ledger of a whole run."""
-    server, worker, ledger = Server(), Worker(), SidesJournal(tmp_path / "run.jsonl", SETTINGS)
+    server, worker, ledger = FakeServer(), FakeWorker(), SidesJournal(tmp_path / "run.jsonl", SETTINGS)
     asyncio.run(Asking(SETTINGS, server, worker, ledger).run())
     return server, worker, ledger
 

@@ -7,13 +7,13 @@ import pytest
 
 from evals import items
 from evals.distance.asked import at_distance
-from evals.distance.plan import DISTANCES, LENGTHS, POLICIES, Layout, cells
-from evals.distance.report import Answers, text
-from evals.protocols import Sizes
+from evals.distance.plan import DISTANCES, LENGTHS, POLICIES, DistanceLayout, cells
+from evals.distance.report import DistanceAnswers, text
+from evals.protocols import EvalSizes
 from kvserve.policy import Facts, Moment, Summaries, request
 from models.tasks.tokens import encode
 
-HYBRID = Layout(Summaries(8, 8, ("summary", "full", "summary", "summary")))
+HYBRID = DistanceLayout(Summaries(8, 8, ("summary", "full", "summary", "summary")))
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_equal_arguments_give_equal_items(world):
 
 
 def test_the_controls_hold_what_they_should():
-    sizes = Sizes(prompt=1010, context=1000)
+    sizes = EvalSizes(prompt=1010, context=1000)
     streaming, random = (request.parse(POLICIES[name](HYBRID, sizes, 5)) for name in ("streaming", "random"))
     moment = Moment(1000, 1000, "prefilled", 1000)
     assert (streaming.at, streaming.due(moment)) == (1000, 72)
@@ -51,7 +51,7 @@ def test_the_controls_hold_what_they_should():
 
 
 def test_the_report_counts_right():
-    found, args = Answers(), Namespace(lengths=[512], items=4, model=Path("toy"), dtype="float32", seed=0)
+    found, args = DistanceAnswers(), Namespace(lengths=[512], items=4, model=Path("toy"), dtype="float32", seed=0)
     for cell in cells((512,)):
         right = {"full": 4, "ksa": 3, "streaming": 0}.get(cell.policy, 1)
         for number in range(4):

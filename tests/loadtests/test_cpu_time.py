@@ -2,7 +2,7 @@
 
 import time
 
-from loadtests.spent import Spent
+from loadtests.cpu_time import Spent
 
 
 def test_what_was_busy_and_not_ours_was_others() -> None:

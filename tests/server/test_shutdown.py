@@ -13,7 +13,7 @@ from vllm.entrypoints.serve.exception_handling.error_response import create_erro
 from server.http.shutdown import GRACE_SECONDS, Stopping, watch
 
 
-class Engine:
+class StoppedEngine:
     """Stands in for vLLM's AsyncLLM."""
 
     def __init__(self, failing: bool = False) -> None:
@@ -32,7 +32,7 @@ def _state(grace: int | None = None) -> Any:
     return SimpleNamespace(server=SimpleNamespace(config=SimpleNamespace(timeout_graceful_shutdown=grace)))
 
 
-async def _shut_down(engine: Engine, state: Any, **how: Any) -> None:
+async def _shut_down(engine: StoppedEngine, state: Any, **how: Any) -> None:
     """As vLLM does it: from a thread."""
     watch(engine, state)
     try:
@@ -42,7 +42,7 @@ async def _shut_down(engine: Engine, state: Any, **how: Any) -> None:
 
 
 def test_requests_get_their_end_after_the_engine_has_had_its_time() -> None:
-    engine, state = Engine(), _state()
+    engine, state = StoppedEngine(), _state()
     asyncio.run(_shut_down(engine, state, timeout=7))
     assert engine.timeouts == [7]
     assert [type(error) for error in engine.errors] == [Stopping]
@@ -50,7 +50,7 @@ def test_requests_get_their_end_after_the_engine_has_had_its_time() -> None:
 
 
 def test_also_when_the_engine_fails_to_stop() -> None:
-    engine = Engine(failing=True)
+    engine = StoppedEngine(failing=True)
     with pytest.raises(RuntimeError):
         asyncio.run(_shut_down(engine, _state()))
     assert len(engine.errors) == 1
@@ -58,13 +58,13 @@ def test_also_when_the_engine_fails_to_stop() -> None:
 
 def test_a_time_that_someone_set_stays_and_no_server_is_no_error() -> None:
     state = _state(grace=60)
-    asyncio.run(_shut_down(Engine(), state))
+    asyncio.run(_shut_down(StoppedEngine(), state))
     assert state.server.config.timeout_graceful_shutdown == 60
-    asyncio.run(_shut_down(Engine(), SimpleNamespace()))
+    asyncio.run(_shut_down(StoppedEngine(), SimpleNamespace()))
 
 
 def test_a_second_shutdown_when_all_is_over() -> None:
-    engine = Engine()
+    engine = StoppedEngine()
     asyncio.run(_shut_down(engine, _state()))
     engine.shutdown()  # the loop is closed
     assert engine.timeouts == [None, None]

@@ -19,7 +19,7 @@ PROGRESS = 'data: {"type":"response.in_progress"}\n\n'
 ADMITTED = object()  # the engine takes the request here, before the next chunk
 
 
-class Stream:
+class FakeStream:
     """Says its chunks; waits for `go` after it has told the engine's front end of its request."""
 
     def __init__(self, *chunks: Any) -> None:
@@ -63,7 +63,7 @@ async def _rest(response: Any) -> list[Any]:
 @pytest.mark.parametrize("before", [[], [CREATED, PROGRESS]])
 def test_headers_do_not_wait_for_the_first_token(before: list[str]) -> None:
     async def scene() -> None:
-        stream = Stream(*before, ADMITTED, "first", "second")
+        stream = FakeStream(*before, ADMITTED, "first", "second")
         response = await stream.open()
         assert response is stream.response and not stream.go.is_set()
         body = aiter(response.body_iterator)
@@ -77,7 +77,7 @@ def test_headers_do_not_wait_for_the_first_token(before: list[str]) -> None:
 
 def test_a_refused_request_is_a_plain_answer() -> None:
     async def scene() -> None:
-        stream = Stream(CREATED, "an error inside the stream", "data: [DONE]\n\n")
+        stream = FakeStream(CREATED, "an error inside the stream", "data: [DONE]\n\n")
         stream.refusal = JSONResponse({"error": "no"}, status_code=400)
         response = await stream.open()
         assert response.status_code == 400 and json.loads(response.body) == {"error": "no"}
@@ -88,7 +88,7 @@ def test_a_refused_request_is_a_plain_answer() -> None:
 
 def test_a_second_prompt_that_is_refused_is_one_too() -> None:
     async def scene() -> None:
-        stream = Stream(ADMITTED, "never")
+        stream = FakeStream(ADMITTED, "never")
         stream.refusal = JSONResponse({"error": "no"}, status_code=400)
         assert (await stream.open()).status_code == 400
         await asyncio.sleep(0)
@@ -100,7 +100,7 @@ def test_a_second_prompt_that_is_refused_is_one_too() -> None:
 @pytest.mark.parametrize("chunks", [[], ["a"], [CREATED, PROGRESS, "a", "b"], [": keep-alive\n\n", "a"], [b"a", "b"]])
 def test_other_streams_open_unchanged(chunks: list[Any]) -> None:
     async def scene() -> None:
-        assert await _rest(await Stream(*chunks).open()) == chunks
+        assert await _rest(await FakeStream(*chunks).open()) == chunks
 
     play(scene)
 
@@ -108,8 +108,8 @@ def test_other_streams_open_unchanged(chunks: list[Any]) -> None:
 def test_errors_before_the_headers_are_raised_and_later_ones_end_the_stream() -> None:
     async def scene() -> None:
         with pytest.raises(ValueError, match="early"):
-            await Stream(CREATED, ValueError("early")).open()
-        stream = Stream(ADMITTED, ValueError("late"))
+            await FakeStream(CREATED, ValueError("early")).open()
+        stream = FakeStream(ADMITTED, ValueError("late"))
         response = await stream.open()
         stream.go.set()
         with pytest.raises(ValueError, match="late"):
@@ -120,19 +120,19 @@ def test_errors_before_the_headers_are_raised_and_later_ones_end_the_stream() ->
 
 def test_a_client_that_leaves_ends_the_request() -> None:
     async def scene() -> None:
-        early = Stream(ADMITTED, "never")
+        early = FakeStream(ADMITTED, "never")
         task = asyncio.create_task(early.open())
         await asyncio.sleep(0.01)
         task.cancel()
         await asyncio.wait({task})
-        unread = Stream(ADMITTED, "never")
+        unread = FakeStream(ADMITTED, "never")
         await unread.open()
         unread.response = StreamingResponse(iter(()))  # nobody holds the response any more
-        reading = Stream(ADMITTED, "never")
+        reading = FakeStream(ADMITTED, "never")
         task = asyncio.create_task(_rest(await reading.open()))
         await asyncio.sleep(0.01)
         task.cancel()
-        later = Stream(ADMITTED, "first", ADMITTED, "never")
+        later = FakeStream(ADMITTED, "first", ADMITTED, "never")
         later.go.set()
         body = aiter((await later.open()).body_iterator)
         await anext(body)

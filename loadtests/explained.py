@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from loadtests.sizes import BLOCK, Load, Sizes
+from loadtests.sizes import BLOCK, Load, LoadSizes
 from loadtests.stage import SLACK
 
 SETTING = (
@@ -12,13 +12,13 @@ SETTING = (
 )
 
 
-def legend(sizes: Sizes, targets: Mapping[str, float]) -> str:
+def legend(sizes: LoadSizes, targets: Mapping[str, float]) -> str:
     """A paragraph and two lists, Markdown."""
     lines = {**_scenarios(sizes), **_columns(targets)}
     return "\n".join([SETTING, "", *(f"- **{name}**: {text}" for name, text in lines.items())])
 
 
-def _scenarios(s: Sizes) -> dict[str, str]:
+def _scenarios(s: LoadSizes) -> dict[str, str]:
     return {
         "crossover": f"{_spoken(s.crossover)}, in a pool of {s.pool(1)} blocks of {BLOCK} tokens (100 %: what all "
         "clients need uncompressed) or a share of it; `full` runs first and last, `: full` is relative to their mean",
