@@ -18,8 +18,8 @@ ORDERS = {"token-major": (0, 2, 1, 3), "head-major": (0, 1, 2, 3), "heads first"
 """How the axes (B, H, S, 2 * D) of a GPU cache may lie in memory."""
 
 
-class Softmax(NamedTuple):
-    """As kvserve.policy.Softmax, whose package needs more than torch."""
+class PlainSoftmax(NamedTuple):
+    """As kvserve.policy.softmax.Softmax, whose package needs more than torch."""
 
     scale: float = 1.0
     cap: float = 0.0

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from bench.kernel_cases import ORDERS, Move, Softmax, by_torch, kept, paged
+from bench.kernel_cases import ORDERS, Move, PlainSoftmax, by_torch, kept, paged
 from kvserve.cache.contents import Tokens
 from kvserve.cache.moving_triton import move
 from kvserve.evidence.mass_triton import column_sums
@@ -58,7 +58,11 @@ def _bytes(view: Tensor) -> Tensor:
 def _summed(dtype: torch.dtype, width: int, device: str) -> str:
     worst = 0.0
     sinks = torch.linspace(-2, 5, 8, device=device)
-    for group, every, softmax in ((1, 1, Softmax(0.1)), (4, 3, Softmax(0.1, 5.0)), (8, 1, Softmax(0.1, 0.0, sinks))):
+    for group, every, softmax in (
+        (1, 1, PlainSoftmax(0.1)),
+        (4, 3, PlainSoftmax(0.1, 5.0)),
+        (8, 1, PlainSoftmax(0.1, 0.0, sinks)),
+    ):
         heads, slots = 8 // group, 331
         keys = torch.randn(heads, slots, width, device=device).to(dtype)
         queries = torch.randn(300, 8, width, device=device).to(dtype)[::every]
@@ -70,7 +74,7 @@ def _summed(dtype: torch.dtype, width: int, device: str) -> str:
     return f"mass, {dtype}, heads of {width}: off by {worst:.2g} at most"
 
 
-def matrix(queries: Tensor, keys: Tensor, softmax: Softmax, first: int, stride: int) -> Tensor:
+def matrix(queries: Tensor, keys: Tensor, softmax: PlainSoftmax, first: int, stride: int) -> Tensor:
     """The sums of the whole matrix of attention, in float64: as `column_sums`."""
     heads, slots, _ = keys.shape
     by_head = queries.double().unflatten(1, (heads, -1)).permute(1, 2, 0, 3)  # (H, G, W, D)

@@ -8,7 +8,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from bench.kernel_cases import ORDERS, Move, Sizes, Softmax, by_torch, median_seconds, moves, paged, replayed
+from bench.kernel_cases import ORDERS, Move, PlainSoftmax, Sizes, by_torch, median_seconds, moves, paged, replayed
 from kvserve.cache.contents import LayerCache
 from kvserve.cache.moving_triton import move
 from kvserve.evidence.mass_triton import column_sums
@@ -72,7 +72,7 @@ def _by_triton(cache: LayerCache, one: Move, apart: bool = False) -> None:
 
 
 def mass(sizes: Sizes, device: str) -> Iterator[Row]:
-    softmax = Softmax(sizes.head_size**-0.5)
+    softmax = PlainSoftmax(sizes.head_size**-0.5)
     heads, width = sizes.heads, sizes.head_size
     for length in sizes.lengths:
         queries = torch.randn(length, heads * sizes.group, width, device=device).bfloat16()
