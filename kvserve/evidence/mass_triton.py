@@ -50,7 +50,7 @@ def _normalisers(
     CAPPED: tl.constexpr, SUNK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """lse[hq, w] = log2 of the sum over slots, and a sink, of 2 ** logit: grid (query tiles, query heads)."""
-    hq, heads = tl.program_id(1).to(tl.int64), tl.num_programs(1)
+    hq, heads = tl.program_id(1).to(tl.int64), tl.num_programs(1).to(tl.int64)
     oldest = tl.program_id(0) * STAY
     w = oldest + tl.arange(0, STAY)
     query = _rows(q + hq * D, w, count, heads * D, D, WIDTH)
@@ -83,7 +83,7 @@ def _sums(
     CAPPED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """out[hq, s] = sum over queries of 2 ** (logit - lse): grid (slot tiles, query heads)."""
-    hq, heads = tl.program_id(1).to(tl.int64), tl.num_programs(1)
+    hq, heads = tl.program_id(1).to(tl.int64), tl.num_programs(1).to(tl.int64)
     oldest = tl.program_id(0) * STAY
     s = oldest + tl.arange(0, STAY)
     key = _rows(k + (hq // group) * slots * D, s, slots, D, D, WIDTH)
