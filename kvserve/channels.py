@@ -104,12 +104,14 @@ class Feedback:
 
 def with_feedback(output: Any, feedback: Feedback | None) -> Any:
     """The model runner's output carrying `feedback`, now or once it has been copied from the device."""
+    if feedback is None:
+        return output
     from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
-    if feedback is not None and isinstance(output, AsyncModelRunnerOutput):
+    if isinstance(output, AsyncModelRunnerOutput):
         copied = output.get_output
         output.get_output = lambda: with_feedback(copied(), feedback)  # type: ignore[method-assign]
-    elif feedback is not None and isinstance(output, ModelRunnerOutput):
+    elif isinstance(output, ModelRunnerOutput):
         output.kv_feedback = feedback  # type: ignore[attr-defined]
     return output
 
