@@ -1,7 +1,8 @@
 """Attention mass on CUDA: two passes over tiles, one for each query's softmax, one for each slot's sum.
 
 No atomics, so sums do not depend on the order in which blocks run. Of one half-precision dtype, queries and keys
-are multiplied as they are, with float32 sums; otherwise in float32, made of three products in TF32. Exponentials are to the base 2.
+are multiplied as they are, with float32 sums; otherwise in float32, made of three products in TF32. Exponentials are
+to the base 2.
 """
 
 from __future__ import annotations
