@@ -63,6 +63,7 @@ class Compactor:
         self.gather = Gatherer(self.queries, layers)
         self.observers: list[Observer] = [self.queries, self.gather, *more]
         self.active: list[Observer] = []  # those that see the layers of the running step
+        self._resting = False  # whether observers know that the running step has nothing for them
         self.requests: dict[str, Record] = {}
         self.feedback = Feedback()
         self.probe: Probe | None = None
@@ -130,6 +131,9 @@ class Compactor:
 
     def begin_step(self, spans: Sequence[Span]) -> None:
         """The coming step has these tokens of its requests."""
+        if self._resting and not spans:
+            return
+        self._resting = not spans
         self.active = [o for o in self.observers if o.begin_step([s for s in spans if o in s.record.observed])]
 
     def undivided(self, span: Span) -> bool:
