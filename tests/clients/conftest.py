@@ -9,7 +9,7 @@ import pytest
 
 from tests.clients.scraper import Scraper, scraping
 from tests.clients.shell import Shell
-from tests.server.running import TestedServer, launched, wait_for
+from tests.server.running import ServerUnderTest, launched, wait_for
 
 COMMAND = "kvserve serve --max-model-len 4096".split()
 
@@ -17,7 +17,7 @@ COMMAND = "kvserve serve --max-model-len 4096".split()
 class RunningServer(NamedTuple):
     """A server, its process, and who scraped it from the start of that until a moment after it was healthy."""
 
-    server: TestedServer
+    server: ServerUnderTest
     process: subprocess.Popen[bytes]
     start: Scraper
 
@@ -34,7 +34,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]
 
 
 @pytest.fixture(scope="package")
-def server(running: RunningServer) -> TestedServer:
+def server(running: RunningServer) -> ServerUnderTest:
     return running.server
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import openai
 
-from tests.server.running import TestedServer
+from tests.server.running import ServerUnderTest
 
 PROMPT = "the cat sat on the mat and the dog ran away . " * 40
 LONG = 3000
@@ -17,7 +17,7 @@ POLICIES = (None, "streaming:0.25", "snapkv:0.25", None)
 class Stream:
     """One streaming completion, read by a thread of its own."""
 
-    def __init__(self, server: TestedServer, policy: Any, tokens: int) -> None:
+    def __init__(self, server: ServerUnderTest, policy: Any, tokens: int) -> None:
         self.chunks = 0
         self.end: Any = None  # a finish reason, or the exception that ended it
         self._call = (server, policy, tokens)
@@ -38,6 +38,6 @@ class Stream:
             self.end = error
 
 
-def streams(server: TestedServer, tokens: int) -> list[Stream]:
+def streams(server: ServerUnderTest, tokens: int) -> list[Stream]:
     """One stream of `tokens` tokens for each of POLICIES."""
     return [Stream(server, policy, tokens) for policy in POLICIES]

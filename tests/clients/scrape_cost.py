@@ -17,7 +17,7 @@ from pathlib import Path
 from server.cli import embedded
 from tests.clients.conftest import COMMAND
 from tests.clients.load import POLICIES, PROMPT
-from tests.server.running import MODEL, TestedServer, serving
+from tests.server.running import MODEL, ServerUnderTest, serving
 
 STOCK = "python -m vllm.entrypoints.launchers.api_server.entry --host 127.0.0.1 --max-model-len 4096".split()
 STOCK += ["--model", str(embedded.folder()), "--served-model-name", MODEL]
@@ -25,7 +25,7 @@ TOKENS = 800
 
 
 @contextmanager
-def scraped(server: TestedServer, every: float, seconds: list[float]) -> Iterator[None]:
+def scraped(server: ServerUnderTest, every: float, seconds: list[float]) -> Iterator[None]:
     """Scrapes on one kept connection, as Prometheus does it, by a client that only reads: it shares the machine."""
     over = threading.Event()
 
@@ -47,7 +47,7 @@ def scraped(server: TestedServer, every: float, seconds: list[float]) -> Iterato
         thread.join()
 
 
-def speed(server: TestedServer, policies: tuple[str | None, ...]) -> float:
+def speed(server: ServerUnderTest, policies: tuple[str | None, ...]) -> float:
     """Tokens/s of one request for each of them, all at once."""
     start = time.monotonic()
     with ThreadPoolExecutor(len(policies)) as pool:
@@ -56,7 +56,7 @@ def speed(server: TestedServer, policies: tuple[str | None, ...]) -> float:
 
 
 def pair(
-    server: TestedServer, policies: tuple[str | None, ...], every: float, first: bool, seconds: list[float]
+    server: ServerUnderTest, policies: tuple[str | None, ...], every: float, first: bool, seconds: list[float]
 ) -> float:
     """Speed with scrapes over speed without, which of them is measured `first`."""
     found = {}

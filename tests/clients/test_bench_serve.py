@@ -7,7 +7,7 @@ import pytest
 
 from tests.clients.page import block, without
 from tests.clients.shell import Shell
-from tests.server.running import TestedServer, wait_for
+from tests.server.running import ServerUnderTest, wait_for
 
 POLICY = """--extra-body '{"kv_policy": "streaming:0.25"}'"""
 REQUESTS, TOKENS = 6, 16
@@ -24,7 +24,7 @@ def command(url: str) -> str:
 
 
 @pytest.mark.parametrize("header", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_with_and_without_a_policy(server: TestedServer, shell: Shell, header: bool) -> None:
+def test_with_and_without_a_policy(server: ServerUnderTest, shell: Shell, header: bool) -> None:
     def done(policy: str) -> float:
         return server.metric("kvserve_requests_total", policy=policy)
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.clients.page import block, without
 from tests.clients.shell import Shell
-from tests.server.running import TestedServer, wait_for
+from tests.server.running import ServerUnderTest, wait_for
 
 pytest.importorskip("guidellm", reason="needs the extra `load`: pip install -e .[load]")
 
@@ -14,7 +14,7 @@ POLICY = """, "extras": {"body": {"kv_policy": "streaming:0.25"}}"""
 REQUESTS, TOKENS = 6, 16
 
 
-def test_with_and_without_a_policy(server: TestedServer, shell: Shell) -> None:
+def test_with_and_without_a_policy(server: ServerUnderTest, shell: Shell) -> None:
     def done(policy: str) -> float:
         return server.metric("kvserve_requests_total", policy=policy)
 

@@ -3,7 +3,7 @@
 from tests.clients.load import LONG, PROMPT
 from tests.clients.shell import Shell
 from tests.clients.test_bench_serve import command
-from tests.server.running import MODEL, TestedServer, wait_for
+from tests.server.running import MODEL, ServerUnderTest, wait_for
 
 CLIENT = f"""
 import sys
@@ -19,16 +19,16 @@ while True:  # whenever it is killed, it waits for an answer
 """
 
 
-def _nothing_is_held(server: TestedServer) -> bool:
+def _nothing_is_held(server: ServerUnderTest) -> bool:
     stats = server.stats()
     return stats["running"] == [] and stats["resident_bytes"] == stats["requests_running"] == 0
 
 
-def _serves(server: TestedServer) -> bool:
+def _serves(server: ServerUnderTest) -> bool:
     return bool(server.complete(PROMPT, "streaming:0.25", max_tokens=4).choices[0].text)
 
 
-def test_killed_clients_give_their_blocks_back(server: TestedServer, shell: Shell) -> None:
+def test_killed_clients_give_their_blocks_back(server: ServerUnderTest, shell: Shell) -> None:
     (shell.folder / "client.py").write_text(CLIENT)
     policies = ["", "streaming:0.25", "snapkv:0.25"]
     clients = [shell.start(f"exec python client.py {server.url} {policy}", f"client{policy}") for policy in policies]
@@ -42,7 +42,7 @@ def test_killed_clients_give_their_blocks_back(server: TestedServer, shell: Shel
     assert _serves(server)
 
 
-def test_a_killed_load_generator(server: TestedServer, shell: Shell) -> None:
+def test_a_killed_load_generator(server: ServerUnderTest, shell: Shell) -> None:
     long = command(server.url).replace("--random-output-len 16", f"--random-output-len {LONG}")
     bench = shell.start("exec " + long, "bench")
     wait_for(lambda: server.stats()["requests_running"] > 0, 120)

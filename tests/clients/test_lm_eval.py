@@ -8,7 +8,7 @@ import pytest
 
 from tests.clients.page import block
 from tests.clients.shell import Shell
-from tests.server.running import KEY, TestedServer, wait_for
+from tests.server.running import KEY, ServerUnderTest, wait_for
 
 pytest.importorskip("lm_eval")
 
@@ -32,7 +32,7 @@ def _score(folder: Path, output: str, task: str, metric: str) -> Any:
     return results["results"][task][f"{metric},none"]
 
 
-def test_generation_and_likelihood(server: TestedServer, shell: Shell, tasks: Path) -> None:
+def test_generation_and_likelihood(server: ServerUnderTest, shell: Shell, tasks: Path) -> None:
     def done(policy: str) -> float:
         return server.metric("kvserve_requests_total", policy=policy)
 
@@ -49,7 +49,7 @@ def test_generation_and_likelihood(server: TestedServer, shell: Shell, tasks: Pa
 
 
 @pytest.mark.slow  # each lm_eval reads thousands of task files first; test_prompt_logprobs makes the same request
-def test_likelihood_under_a_policy_fails_with_the_reason(server: TestedServer, shell: Shell, tasks: Path) -> None:
+def test_likelihood_under_a_policy_fails_with_the_reason(server: ServerUnderTest, shell: Shell, tasks: Path) -> None:
     header = f', "max_retries": 1, "header": {{"X-KV-Policy": "streaming:0.25", "Authorization": "Bearer {KEY}"}}'
     command = block("lm_eval", "sh", 1, server.url).replace("codes,", "")
     process = shell.start(command.replace('"num_concurrent": 2', '"num_concurrent": 2' + header), "refused")

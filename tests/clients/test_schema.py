@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from server.http.other_routes import PATHS
-from tests.server.running import KEY, MODEL, TestedServer
+from tests.server.running import KEY, MODEL, ServerUnderTest
 
 schemathesis = pytest.importorskip("schemathesis")
 conformance = pytest.importorskip("schemathesis.specs.openapi.checks")
@@ -69,7 +69,7 @@ def _as_object(card: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def api(server: TestedServer) -> Any:
+def api(server: ServerUnderTest) -> Any:
     policies = server.http.get("/v1/kv/policies").json()["data"]
     document = _narrowed(httpx.get(f"{server.url}/openapi.json").json(), policies)
     loaded = schemathesis.openapi.from_dict(document)
@@ -139,7 +139,7 @@ NASTY = [
 ]
 
 
-def _post(server: TestedServer, path: str, policy: str) -> httpx.Response:
+def _post(server: ServerUnderTest, path: str, policy: str) -> httpx.Response:
     """A body with this text where the value of kv_policy goes, surrogates and all."""
     fixed = json.dumps({"model": MODEL, **BODIES.get(path, {})})
     body = f'{fixed[:-1]}, "kv_policy": {policy}}}'
@@ -153,7 +153,7 @@ def _is_an_answer(answer: httpx.Response) -> None:
 
 
 @pytest.mark.parametrize("path", BODIES)
-def test_nasty_values(server: TestedServer, path: str) -> None:
+def test_nasty_values(server: ServerUnderTest, path: str) -> None:
     for policy in NASTY:
         answer = _post(server, path, policy)
         _is_an_answer(answer)
@@ -161,12 +161,12 @@ def test_nasty_values(server: TestedServer, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", BODIES)
-def test_a_budget_of_next_to_nothing_is_what_is_protected(server: TestedServer, path: str) -> None:
+def test_a_budget_of_next_to_nothing_is_what_is_protected(server: ServerUnderTest, path: str) -> None:
     assert _post(server, path, '{"name": "streaming", "budget": 1e-320}').status_code == 200
 
 
 @pytest.mark.parametrize("path", sorted(PATHS))
-def test_nasty_values_where_no_policy_is_taken(server: TestedServer, path: str) -> None:
+def test_nasty_values_where_no_policy_is_taken(server: ServerUnderTest, path: str) -> None:
     for policy in NASTY:
         if path == "/invocations" and len(policy) > 100_000 and policy[0] in "[{":
             continue  # vLLM's own: here it answers 500 to any field that is nested deeper than Python recurses
@@ -176,7 +176,7 @@ def test_nasty_values_where_no_policy_is_taken(server: TestedServer, path: str) 
 @seed(1)
 @settings(max_examples=300, **BOUNDED)
 @given(path=st.sampled_from(sorted(BODIES)), policy=JSON | NAMED | SHORT)
-def test_any_json(server: TestedServer, path: str, policy: Any) -> None:
+def test_any_json(server: ServerUnderTest, path: str, policy: Any) -> None:
     _is_an_answer(_post(server, path, json.dumps(policy)))
 
 
@@ -185,7 +185,7 @@ def test_any_json(server: TestedServer, path: str, policy: Any) -> None:
 @given(
     value=st.binary(max_size=40) | st.text(max_size=20).map(str.encode) | NAMED.map(lambda v: json.dumps(v).encode())
 )
-def test_any_bytes_in_the_header(server: TestedServer, value: bytes) -> None:
+def test_any_bytes_in_the_header(server: ServerUnderTest, value: bytes) -> None:
     value = bytes(byte for byte in value.strip() if byte not in b"\r\n\0")  # what HTTP allows in a header's value
     body = {"model": MODEL, **BODIES["/v1/completions"]}
     try:
@@ -196,5 +196,5 @@ def test_any_bytes_in_the_header(server: TestedServer, value: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", ["%00", "%ff%fe", "%F0%9F%90%88", "x" * 20_000, "..%2f..", "a%2Fb", "%ED%A0%80", " "])
-def test_odd_names(server: TestedServer, name: str) -> None:
+def test_odd_names(server: ServerUnderTest, name: str) -> None:
     assert server.http.get(f"/v1/kv/policies/{name}").status_code in (400, 404)

@@ -3,7 +3,7 @@
 from tests.clients.conftest import RunningServer
 from tests.clients.load import streams
 from tests.clients.scraper import scraping
-from tests.server.running import TestedServer
+from tests.server.running import ServerUnderTest
 
 SECONDS = 60.0
 TOKENS = 2000
@@ -20,7 +20,7 @@ def test_scrapes_during_the_start(running: RunningServer) -> None:
     assert running.start.unfit == []
 
 
-def test_every_scrape_under_load_is_answered_whole(server: TestedServer) -> None:
+def test_every_scrape_under_load_is_answered_whole(server: ServerUnderTest) -> None:
     before = server.metric("vllm:generation_tokens_total")
     with scraping(server.url) as scraper:
         running = streams(server, tokens=TOKENS)

@@ -17,7 +17,7 @@ import pytest
 from tests.clients.conftest import COMMAND, RunningServer
 from tests.clients.load import LONG, Stream, streams
 from tests.clients.scraper import scraping
-from tests.server.running import TestedServer, launched, wait_for
+from tests.server.running import ServerUnderTest, launched, wait_for
 
 pytest.importorskip("vllm")
 
@@ -32,7 +32,7 @@ def _ended(process: subprocess.Popen[bytes], family: list[psutil.Process]) -> in
     return code
 
 
-def _loaded(server: TestedServer, tokens: int) -> list[Stream]:
+def _loaded(server: ServerUnderTest, tokens: int) -> list[Stream]:
     """Streams, all of which have begun."""
     loaded = streams(server, tokens)
     wait_for(lambda: all(stream.chunks > 20 for stream in loaded), 60)

@@ -12,7 +12,7 @@ from tests.deploy import traffic
 from tests.deploy.binaries import MissingBinary
 from tests.deploy.scraping import Prometheus, scraping
 from tests.engine import raising
-from tests.server.running import TestedServer, serving
+from tests.server.running import ServerUnderTest, serving
 
 LOAD_SECONDS = 20.0
 IDLE_SECONDS = 5.0  # for the canary, which judges when there is no load, and for a last scrape
@@ -54,6 +54,6 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
         yield Observed(_labels(server), start, time.time(), prometheus, why_not)
 
 
-def _labels(server: TestedServer) -> dict[str, set[str]]:
+def _labels(server: ServerUnderTest) -> dict[str, set[str]]:
     families = text_string_to_metric_families(server.http.get("/metrics").text)
     return {sample.name: set(sample.labels) for family in families for sample in family.samples}

@@ -9,7 +9,7 @@ from typing import Any
 
 import openai
 
-from tests.server.running import TestedServer
+from tests.server.running import ServerUnderTest
 
 CLIENTS = 8
 POLICIES: list[Any] = [
@@ -37,7 +37,7 @@ RARE = {
 MOST_SECONDS = 180.0
 
 
-def drive(server: TestedServer, seconds: float) -> None:
+def drive(server: ServerUnderTest, seconds: float) -> None:
     """Clients that ask without a pause, all with different prompts, and one that asks for what does not exist.
 
     At first they all ask for no compression: their prompts fit into the pool, and their answers do not. Goes on for at
@@ -57,7 +57,7 @@ def drive(server: TestedServer, seconds: float) -> None:
             one.result()
 
 
-def _ask(server: TestedServer, over: Callable[[], bool], number: int) -> None:
+def _ask(server: ServerUnderTest, over: Callable[[], bool], number: int) -> None:
     seed = itertools.count(CLIENTS + number, CLIENTS)
     for policy in itertools.cycle(POLICIES[number:] + POLICIES[:number]):
         if over():
@@ -69,12 +69,12 @@ def _prompt(seed: int, length: int) -> list[int]:
     return random.Random(seed).choices(range(10, 2000), k=length)
 
 
-def _complete(server: TestedServer, prompt: list[int], policy: Any, tokens: int, temperature: float = 0.0) -> None:
+def _complete(server: ServerUnderTest, prompt: list[int], policy: Any, tokens: int, temperature: float = 0.0) -> None:
     for _ in server.complete(prompt, policy, stream=True, max_tokens=tokens, temperature=temperature):
         pass
 
 
-def _ask_wrongly(server: TestedServer, over: Callable[[], bool]) -> None:
+def _ask_wrongly(server: ServerUnderTest, over: Callable[[], bool]) -> None:
     prompt = _prompt(-1, 600)
     for policy in itertools.cycle([*REFUSED, FAILING]):
         if over():

@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.server.running import TestedServer, serving, wait_for
+from tests.server.running import ServerUnderTest, serving, wait_for
 
 COMMAND = "kvserve serve --max-model-len 8192".split()
 LONG = {"name": "streaming", "budget": 256, "prefill": "chunks"}  # not found in the prefix cache: all is replayed
@@ -22,7 +22,7 @@ def tokens(count: int) -> list[int]:
     return random.choices(range(10, 2000), k=count)
 
 
-def first_token(server: TestedServer) -> float:
+def first_token(server: ServerUnderTest) -> float:
     """Milliseconds until a short request has its first token."""
     start = time.monotonic()
     for _ in server.complete(tokens(64), stream=True, max_tokens=1):
@@ -30,12 +30,12 @@ def first_token(server: TestedServer) -> float:
     raise AssertionError("an empty stream")
 
 
-def outcomes(server: TestedServer) -> dict[str, float]:
+def outcomes(server: ServerUnderTest) -> dict[str, float]:
     names = ("judged", "interrupted", "dropped", "failed")
     return {name: server.metric("kvserve_canary_replays_total", outcome=name) for name in names}
 
 
-def during_a_replay(server: TestedServer) -> float:
+def during_a_replay(server: ServerUnderTest) -> float:
     """The same, at any moment of a replay; asked again if it was over already."""
     before = outcomes(server)
     server.complete(tokens(7000), LONG, max_tokens=1)

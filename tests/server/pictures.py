@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from tests.server.browsing import chromium, look, picture
-from tests.server.running import KEY, TestedServer, serving, wait_for
+from tests.server.running import KEY, ServerUnderTest, serving, wait_for
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 SECONDS = 75  # of traffic before the picture
@@ -16,7 +16,7 @@ COMMAND = "kvserve serve --max-model-len 8192 --kv-resident-tokens 4096 --num-gp
 TRAFFIC = ["full", "snapkv:0.25", "streaming:512", "h2o:0.25", "keydiff:0.3", "tova:0.4"]
 
 
-def busy(server: TestedServer, seed: int, end: float) -> None:
+def busy(server: ServerUnderTest, seed: int, end: float) -> None:
     """One client: a request after the other, with pauses."""
     rng = random.Random(seed)
     while time.monotonic() < end:

@@ -20,7 +20,7 @@ FIELDS = set(Outcome.__dataclass_fields__) - {"granularity"}
 """Of usage.kv_cache; granularity is said where layers had to share a budget only."""
 
 
-class TestedServer(server.Server):
+class ServerUnderTest(server.Server):
     """Base address, the official client, and what the server says of itself."""
 
     def __init__(self, url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
@@ -45,7 +45,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 15.0) -> None:
 
 
 @contextmanager
-def serving(log: Path, command: list[str], more: dict[str, str] | None = None) -> Iterator[TestedServer]:
+def serving(log: Path, command: list[str], more: dict[str, str] | None = None) -> Iterator[ServerUnderTest]:
     """`launched`, once it is healthy."""
     with launched(log, command, more) as started:
         started.wait_until_healthy()
@@ -53,7 +53,7 @@ def serving(log: Path, command: list[str], more: dict[str, str] | None = None) -
 
 
 @contextmanager
-def launched(log: Path, command: list[str], more: dict[str, str] | None = None) -> Iterator[TestedServer]:
+def launched(log: Path, command: list[str], more: dict[str, str] | None = None) -> Iterator[ServerUnderTest]:
     """Run a console script of this environment with --port and --api-key added, in a session of its own.
 
     more: environment variables.
@@ -64,4 +64,4 @@ def launched(log: Path, command: list[str], more: dict[str, str] | None = None) 
     environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     environ |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", **(more or {})}
     with server.launched([script, *command[1:], *flags], log, environ) as (url, process):
-        yield TestedServer(url, process, log)
+        yield ServerUnderTest(url, process, log)

@@ -10,7 +10,7 @@ import pytest
 from selenium.common.exceptions import StaleElementReferenceException
 
 from tests.server.browsing import chromium, complaints, look, picture
-from tests.server.running import KEY, MODEL, TestedServer, serving, wait_for
+from tests.server.running import KEY, MODEL, ServerUnderTest, serving, wait_for
 
 pytest.importorskip("vllm")
 
@@ -25,13 +25,13 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def server(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestedServer]:
+def server(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerUnderTest]:
     with serving(tmp_path_factory.mktemp("server") / "log", COMMAND) as running:
         yield running
 
 
 @pytest.fixture
-def page(browser: Any, server: TestedServer) -> Iterator[Any]:
+def page(browser: Any, server: ServerUnderTest) -> Iterator[Any]:
     """The page with the key given, and no complaint in the console when the test ends."""
     look(browser, "light", 1280, 1000)
     browser.get(server.url + "/kv")
@@ -82,7 +82,7 @@ def run(browser: Any) -> None:
     wait_for(lambda: one(browser, "#progress").text != "Running", 60)
 
 
-def test_the_key_is_asked_for(browser: Any, server: TestedServer) -> None:
+def test_the_key_is_asked_for(browser: Any, server: ServerUnderTest) -> None:
     browser.get(server.url + "/kv")
     wait_for(lambda: one(browser, "#key").is_displayed())
     assert one(browser, "#status").text == "locked"
@@ -98,7 +98,7 @@ def test_the_key_is_asked_for(browser: Any, server: TestedServer) -> None:
     assert complaints(browser) == []
 
 
-def test_four_policies_stream_side_by_side(page: Any, server: TestedServer) -> None:
+def test_four_policies_stream_side_by_side(page: Any, server: ServerUnderTest) -> None:
     chosen = [column.find_elements("css selector", "select, .budget") for column in all_of(page, ".column")]
     shown = [":".join(filter(None, (field.get_property("value") for field in pair))) for pair in chosen]
     assert shown == COLUMNS
@@ -141,7 +141,7 @@ def test_what_differs_from_the_first_column_is_marked(page: Any) -> None:
         assert bool(marked) == (text != first)
 
 
-def test_cancel_ends_the_requests_in_the_engine(page: Any, server: TestedServer) -> None:
+def test_cancel_ends_the_requests_in_the_engine(page: Any, server: ServerUnderTest) -> None:
     before = server.stats()["policies"].get("full", {}).get("requests", 0)
     never_stop(page)
     fill(page, "#prompt", "Line 11: marble reef. Tell me more")
@@ -160,7 +160,7 @@ def test_cancel_ends_the_requests_in_the_engine(page: Any, server: TestedServer)
     assert one(page, "#run").is_enabled() and not one(page, "#cancel").is_enabled()
 
 
-def test_running_requests_are_those_that_run(page: Any, server: TestedServer) -> None:
+def test_running_requests_are_those_that_run(page: Any, server: ServerUnderTest) -> None:
     """The list against what three clients sent, and rows that shrink while their requests grow."""
     sent = ["snapkv:0.5", "full", "streaming:64"]
     clients = [

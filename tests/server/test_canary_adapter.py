@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from server.cli import embedded
-from tests.server.running import MODEL, TestedServer, serving, wait_for
+from tests.server.running import MODEL, ServerUnderTest, serving, wait_for
 
 pytest.importorskip("vllm")
 
@@ -40,7 +40,7 @@ def adapter(folder: Path, seed: int) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestedServer]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerUnderTest]:
     command = "kvserve serve --max-model-len 2048 --kv-canary 1 --enable-lora --max-lora-rank 8".split()
     command += "--max-loras 1 --max-cpu-loras 1".split()  # so that a second adapter drives out the first
     more = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
@@ -48,25 +48,25 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestedServer]:
         yield running
 
 
-def _load(server: TestedServer, name: str, path: Path, **more: Any) -> None:
+def _load(server: ServerUnderTest, name: str, path: Path, **more: Any) -> None:
     answer = server.http.post("/v1/load_lora_adapter", json={"lora_name": name, "lora_path": str(path), **more})
     assert answer.status_code == 200, answer.text
 
 
-def _unload(server: TestedServer, name: str) -> None:
+def _unload(server: ServerUnderTest, name: str) -> None:
     assert server.http.post("/v1/unload_lora_adapter", json={"lora_name": name}).status_code == 200
 
 
-def _replays(server: TestedServer, outcome: str) -> float:
+def _replays(server: ServerUnderTest, outcome: str) -> float:
     return server.metric("kvserve_canary_replays_total", outcome=outcome)
 
 
-def _ask(server: TestedServer, model: str) -> str:
+def _ask(server: ServerUnderTest, model: str) -> str:
     text: str = server.complete(PROMPT, "streaming:0.5", model=model).choices[0].text
     return text
 
 
-def test_an_adapter_that_stays_is_judged_as_it_answered(server: TestedServer, tmp_path: Path) -> None:
+def test_an_adapter_that_stays_is_judged_as_it_answered(server: ServerUnderTest, tmp_path: Path) -> None:
     _load(server, "stays", adapter(tmp_path / "stays", 1))
     before = _replays(server, "judged")
     assert server.complete(PROMPT, "streaming:2000", model="stays").choices[0].text != _ask(server, MODEL)
@@ -75,7 +75,7 @@ def test_an_adapter_that_stays_is_judged_as_it_answered(server: TestedServer, tm
     _unload(server, "stays")
 
 
-def test_an_adapter_that_is_gone_is_dropped_and_nobody_notices(server: TestedServer, tmp_path: Path) -> None:
+def test_an_adapter_that_is_gone_is_dropped_and_nobody_notices(server: ServerUnderTest, tmp_path: Path) -> None:
     gone = adapter(tmp_path / "gone", 2)
     _load(server, "gone", gone)
     judged, dropped = _replays(server, "judged"), _replays(server, "dropped")
@@ -93,7 +93,7 @@ def test_an_adapter_that_is_gone_is_dropped_and_nobody_notices(server: TestedSer
     _unload(server, "next")
 
 
-def test_an_adapter_of_the_same_name_is_not_the_same(server: TestedServer, tmp_path: Path) -> None:
+def test_an_adapter_of_the_same_name_is_not_the_same(server: ServerUnderTest, tmp_path: Path) -> None:
     _load(server, "changes", adapter(tmp_path / "before", 4))
     after, dropped = adapter(tmp_path / "after", 5), _replays(server, "dropped")
     busy = server.complete(PROMPT, max_tokens=1500, stream=True)  # replays wait until it is over

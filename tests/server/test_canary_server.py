@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from models.demo import prompt
-from tests.server.running import MODEL, TestedServer, serving, wait_for
+from tests.server.running import MODEL, ServerUnderTest, serving, wait_for
 
 pytest.importorskip("vllm")
 
@@ -33,30 +33,30 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(log: Path) -> Iterator[TestedServer]:
+def server(log: Path) -> Iterator[ServerUnderTest]:
     command = ["kvserve", "serve", "--kv-canary", "1.0", "--max-model-len", "8192", "--enable-log-requests"]
     with serving(log, command) as running:
         yield running
 
 
-def _count(server: TestedServer, name: str, **labels: str) -> int:
+def _count(server: ServerUnderTest, name: str, **labels: str) -> int:
     return round(server.metric(f"kvserve_{name}", **labels))
 
 
-def _judged(server: TestedServer) -> int:
+def _judged(server: ServerUnderTest) -> int:
     return _count(server, "canary_replays_total", outcome="judged")
 
 
-def _settled(server: TestedServer) -> None:
+def _settled(server: ServerUnderTest) -> None:
     wait_for(lambda: _count(server, "canary_waiting") == 0, 60)
 
 
-def _quality(server: TestedServer, name: str, policy: str) -> float:
+def _quality(server: ServerUnderTest, name: str, policy: str) -> float:
     """Sum over requests."""
     return server.metric(f"kvserve_quality_{name}_sum", policy=policy)
 
 
-def _chat(server: TestedServer, seed: int, policy: Any, **more: Any) -> list[int]:
+def _chat(server: ServerUnderTest, seed: int, policy: Any, **more: Any) -> list[int]:
     """Tokens of a greedy answer."""
     extra = {"kv_policy": policy, "return_token_ids": True} | more.pop("extra_body", {})
     wanted = {"model": MODEL, "messages": prompt(seed, 1000), "max_tokens": 20, "temperature": 0, "extra_body": extra}
@@ -68,7 +68,7 @@ def _tokens(count: int) -> list[int]:
     return random.Random(count).choices(range(10, 2000), k=count)
 
 
-def test_where_nothing_is_evicted_all_agree(server: TestedServer) -> None:
+def test_where_nothing_is_evicted_all_agree(server: ServerUnderTest) -> None:
     before, policy = _judged(server), "knorm:4096"
     text = {"model": MODEL, "temperature": 0, "extra_body": {"kv_policy": policy}}
     server.complete(_tokens(300), policy)
@@ -83,7 +83,7 @@ def test_where_nothing_is_evicted_all_agree(server: TestedServer) -> None:
         assert _count(server, f"quality_{name}_bucket", policy="knorm", le="1.0") == 6
 
 
-def test_same_prefix_is_what_the_full_cache_says_by_itself(server: TestedServer) -> None:
+def test_same_prefix_is_what_the_full_cache_says_by_itself(server: ServerUnderTest) -> None:
     before, expected = _judged(server), 0.0
     for seed in range(4):
         full, short = _chat(server, seed, "full"), _chat(server, seed, "streaming:0.1")
@@ -95,7 +95,7 @@ def test_same_prefix_is_what_the_full_cache_says_by_itself(server: TestedServer)
     assert expected <= _quality(server, "agreement", "streaming") < 4
 
 
-def test_no_count_of_clients_requests_has_them(server: TestedServer, log: Path) -> None:
+def test_no_count_of_clients_requests_has_them(server: ServerUnderTest, log: Path) -> None:
     _settled(server)
     before = {name: server.metric(name) for name in STOCK}
     judged = _judged(server)
@@ -109,7 +109,7 @@ def test_no_count_of_clients_requests_has_them(server: TestedServer, log: Path) 
     assert "Added request" in log.read_text() and "kvserve-canary" not in log.read_text()
 
 
-def test_what_cannot_be_judged_is_counted(server: TestedServer) -> None:
+def test_what_cannot_be_judged_is_counted(server: ServerUnderTest) -> None:
     before = {reason: _count(server, "canary_skipped_total", reason=reason) for reason in ("sampled", "constrained")}
     asked = _judged(server)
     _chat(server, 3, "streaming:0.25", temperature=0.7, n=2)
@@ -120,7 +120,7 @@ def test_what_cannot_be_judged_is_counted(server: TestedServer) -> None:
     assert _count(server, "canary_waiting") == 0 and _judged(server) == asked
 
 
-def test_requests_do_not_wait_for_a_replay(server: TestedServer) -> None:
+def test_requests_do_not_wait_for_a_replay(server: ServerUnderTest) -> None:
     """Compacted between its chunks, a prompt is not in the prefix cache: its replay reads all of it."""
     _settled(server)
     before = _count(server, "canary_replays_total", outcome="interrupted")
@@ -142,7 +142,7 @@ def test_requests_do_not_wait_for_a_replay(server: TestedServer) -> None:
     wait_for(lambda: _judged(server) == judged + 1, 60)  # put back, and judged when there was time
 
 
-def test_a_client_cannot_hide_as_a_replay(server: TestedServer) -> None:
+def test_a_client_cannot_hide_as_a_replay(server: ServerUnderTest) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         server.complete("Hello", extra_body={"vllm_xargs": {"kv_canary": 1}})
     assert caught.value.param == "vllm_xargs.kv_canary"

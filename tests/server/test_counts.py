@@ -21,7 +21,7 @@ from kvserve.stats import SHARES
 from server.cli import embedded
 from server.metrics.board import REASONS
 from tests.server import tracing
-from tests.server.running import KEY, MODEL, TestedServer, serving, wait_for
+from tests.server.running import KEY, MODEL, ServerUnderTest, serving, wait_for
 from tests.server.test_metrics import CONTRACT
 from tests.server.tracing import ReceivedSpan, Receiver
 
@@ -58,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver, folder: Path) -> Iterator[TestedServer]:
+def server(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver, folder: Path) -> Iterator[ServerUnderTest]:
     command = ["kvserve", "serve", "--api-server-count", "2", "--otlp-traces-endpoint", receiver.url]
     command += ["--max-model-len", "4096", "--kv-resident-tokens", "2048", "--kv-policy", "streaming:0.5"]
     command += ["--num-gpu-blocks-override", str(BLOCKS + 1), "--max-num-batched-tokens", "2048"]
@@ -70,7 +70,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver, folder:
 # -- what the counters say ----------------------------------------------------------------------------
 
 
-def _samples(server: TestedServer) -> dict[tuple[str, str], float]:
+def _samples(server: ServerUnderTest) -> dict[tuple[str, str], float]:
     """(name, label) -> value of ours, and of vLLM's without labels."""
     families = text_string_to_metric_families(server.http.get("/metrics").text)
     found: Counter[tuple[str, str]] = Counter()
@@ -87,7 +87,7 @@ def _samples(server: TestedServer) -> dict[tuple[str, str], float]:
 class Change:
     """What the samples have gained since it was made."""
 
-    def __init__(self, server: TestedServer) -> None:
+    def __init__(self, server: ServerUnderTest) -> None:
         self._server, self._before = server, _samples(server)
 
     def of(self, name: str, label: str = "") -> float:
@@ -97,7 +97,7 @@ class Change:
         return {key: value - self._before.get(key, 0) for key, value in _samples(self._server).items()}
 
 
-def _ask_many(server: TestedServer, lengths: list[int]) -> dict[str, list[Any]]:
+def _ask_many(server: ServerUnderTest, lengths: list[int]) -> dict[str, list[Any]]:
     """For each policy the usage of requests with prompts of these lengths; four at once, which fit into the pool."""
 
     def ask(job: tuple[str, int, int]) -> tuple[str, Any]:
@@ -111,7 +111,7 @@ def _ask_many(server: TestedServer, lengths: list[int]) -> dict[str, list[Any]]:
     return {policy.partition(":")[0]: [usage for p, usage in answers if p == policy] for policy in POLICIES}
 
 
-def test_counters_and_histograms_equal_the_answers(server: TestedServer) -> None:
+def test_counters_and_histograms_equal_the_answers(server: ServerUnderTest) -> None:
     change = Change(server)
     lengths = [600, 333, 450, 520, 290]
     answers = _ask_many(server, lengths)
@@ -143,7 +143,7 @@ def test_counters_and_histograms_equal_the_answers(server: TestedServer) -> None
         assert found[f"vllm:{name}", ""] == sum(found[f"kvserve_{name}", policy] for policy in answers)
 
 
-def test_blocks_freed_equal_the_arithmetic_of_block_sizes(server: TestedServer) -> None:
+def test_blocks_freed_equal_the_arithmetic_of_block_sizes(server: ServerUnderTest) -> None:
     """A prompt holds its blocks until its end, and then those of what it keeps."""
     change = Change(server)
     lengths = [600, 333, 450]
@@ -160,7 +160,7 @@ def test_blocks_freed_equal_the_arithmetic_of_block_sizes(server: TestedServer) 
     assert found["kvserve_blocks_freed_total", "full"] == 0
 
 
-def test_rejections_by_reason(server: TestedServer) -> None:
+def test_rejections_by_reason(server: ServerUnderTest) -> None:
     change = Change(server)
     bad: list[tuple[str, Any]] = [
         *[("unknown_policy", "nope")] * 7,
@@ -182,7 +182,7 @@ def test_rejections_by_reason(server: TestedServer) -> None:
     }
 
 
-def test_pool_and_running_requests(server: TestedServer) -> None:
+def test_pool_and_running_requests(server: ServerUnderTest) -> None:
     block, change = block_bytes(), Change(server)
     for policy in ("full", "streaming:256"):
         stream = server.complete(_tokens(700, 1), policy, max_tokens=1300, stream=True)
@@ -205,7 +205,7 @@ def test_pool_and_running_requests(server: TestedServer) -> None:
     assert server.metric("kvserve_kv_bytes") == 0
 
 
-def _at_one_moment(server: TestedServer) -> tuple[dict[str, Any], dict[tuple[str, str], float]]:
+def _at_one_moment(server: ServerUnderTest) -> tuple[dict[str, Any], dict[tuple[str, str], float]]:
     """Stats and metrics of the same snapshot."""
     while True:
         before, samples, after = server.stats(), _samples(server), server.stats()
@@ -213,7 +213,7 @@ def _at_one_moment(server: TestedServer) -> tuple[dict[str, Any], dict[tuple[str
             return before, samples
 
 
-def test_pressure(server: TestedServer) -> None:
+def test_pressure(server: ServerUnderTest) -> None:
     """Two requests that do not fit together: without a policy one is preempted, with one compactions make the room."""
     preempted, _ = _overfill(server, "full")
     assert preempted.of("vllm:num_preemptions_total") >= 1
@@ -226,7 +226,7 @@ def test_pressure(server: TestedServer) -> None:
     assert avoided.of("kvserve_preemptions_avoided_total") == usage.kv_cache["compactions"]
 
 
-def _overfill(server: TestedServer, policy: Any) -> tuple[Change, Any]:
+def _overfill(server: ServerUnderTest, policy: Any) -> tuple[Change, Any]:
     """A request that grows from 3 to 16 blocks, and beside it one of `policy` that grows from 8 to 16; its usage."""
     change = Change(server)
     first = server.complete(_tokens(300, next(SEEDS)), "full", max_tokens=1700, stream=True)
@@ -242,7 +242,7 @@ def _overfill(server: TestedServer, policy: Any) -> tuple[Change, Any]:
 # -- labels -------------------------------------------------------------------------------------------
 
 
-def test_labels_are_few_and_never_the_clients(server: TestedServer) -> None:
+def test_labels_are_few_and_never_the_clients(server: ServerUnderTest) -> None:
     for name in ("policy-of-mine", "x" * 200, 'streaming"} 1\nkvserve_requests_total{policy="mine'):
         with pytest.raises(openai.BadRequestError):
             server.complete("x", {"name": name})
@@ -259,7 +259,7 @@ def test_labels_are_few_and_never_the_clients(server: TestedServer) -> None:
     assert {s.labels["model_name"] for s in ours if "model_name" in s.labels} == {MODEL}
 
 
-def test_all_metrics_are_there(server: TestedServer) -> None:
+def test_all_metrics_are_there(server: ServerUnderTest) -> None:
     text = server.http.get("/metrics").text
     found = dict(line.split()[2:4] for line in text.splitlines() if line.startswith("# TYPE kvserve_"))
     assert found == CONTRACT
@@ -269,7 +269,7 @@ def test_all_metrics_are_there(server: TestedServer) -> None:
 # -- several processes --------------------------------------------------------------------------------
 
 
-def test_every_process_gives_the_same_answer(server: TestedServer, folder: Path) -> None:
+def test_every_process_gives_the_same_answer(server: ServerUnderTest, folder: Path) -> None:
     """On each connection first a refusal, which tells whose it is."""
     before, by_process = server.metric("kvserve_policy_rejections_total"), Counter[str]()
     headers = {"Authorization": f"Bearer {KEY}"}
@@ -280,7 +280,7 @@ def test_every_process_gives_the_same_answer(server: TestedServer, folder: Path)
             assert http.post("/v1/completions", json=body).status_code == 400
             (process,) = [name for name, count in _refusals(folder).items() if count > counts.get(name, 0)]
             by_process[process] += 1
-            here = TestedServer(server.url, server.process, folder)
+            here = ServerUnderTest(server.url, server.process, folder)
             here.http = http
             assert here.metric("kvserve_policy_rejections_total") == before + by_process.total()
             assert sum(here.stats()["rejections"].values()) == before + by_process.total()
@@ -316,7 +316,7 @@ def _expected(cache: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("policy", ["streaming:0.25", "elastic-cache:100"])
-def test_a_span_carries_what_the_answer_says(server: TestedServer, receiver: Receiver, policy: str) -> None:
+def test_a_span_carries_what_the_answer_says(server: ServerUnderTest, receiver: Receiver, policy: str) -> None:
     answer, (span,) = _traced(
         receiver, 1, lambda headers: server.complete(_tokens(400, 3), policy, extra_headers=headers)
     )
@@ -324,7 +324,7 @@ def test_a_span_carries_what_the_answer_says(server: TestedServer, receiver: Rec
     assert span.attributes["gen_ai.usage.prompt_tokens"] == 400
 
 
-def test_the_span_of_a_stream_and_of_a_stop_string(server: TestedServer, receiver: Receiver) -> None:
+def test_the_span_of_a_stream_and_of_a_stop_string(server: ServerUnderTest, receiver: Receiver) -> None:
     text = server.complete(_tokens(400, 3), "knorm:0.25").choices[0].text
     options = {"include_usage": True}
     chunks, (span,) = _traced(
@@ -344,7 +344,7 @@ def test_the_span_of_a_stream_and_of_a_stop_string(server: TestedServer, receive
     assert _ours(span) == _expected(chunks[-1].usage.kv_cache)
 
 
-def test_each_sequence_has_a_span(server: TestedServer, receiver: Receiver) -> None:
+def test_each_sequence_has_a_span(server: ServerUnderTest, receiver: Receiver) -> None:
     answer, spans = _traced(
         receiver,
         3,
@@ -356,14 +356,14 @@ def test_each_sequence_has_a_span(server: TestedServer, receiver: Receiver) -> N
         assert sum(span.attributes[f"kvserve.{name}"] for span in spans) == answer.usage.kv_cache[name]
 
 
-def test_spans_without_compression_are_vllms_own(server: TestedServer, receiver: Receiver) -> None:
+def test_spans_without_compression_are_vllms_own(server: ServerUnderTest, receiver: Receiver) -> None:
     _, (span,) = _traced(receiver, 1, lambda headers: server.complete(_tokens(50, 5), "full", extra_headers=headers))
     assert _ours(span) == {}
     assert span.attributes["gen_ai.usage.completion_tokens"] == 16
 
 
 def test_the_default_policy_is_on_spans_of_routes_without_usage_of_ours(
-    server: TestedServer, receiver: Receiver
+    server: ServerUnderTest, receiver: Receiver
 ) -> None:
     text = "the cat sat on the mat and the dog ran away . " * 30
     body = {"model": MODEL, "max_tokens": 8, "messages": [{"role": "user", "content": text}]}
@@ -375,7 +375,7 @@ def test_the_default_policy_is_on_spans_of_routes_without_usage_of_ours(
     assert "kv_transfer_params" not in answer.text
 
 
-def test_nothing_is_left_behind(server: TestedServer) -> None:
+def test_nothing_is_left_behind(server: ServerUnderTest) -> None:
     wait_for(lambda: server.stats()["requests_running"] == 0)
     time.sleep(0.3)
     stats = server.stats()

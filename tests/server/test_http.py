@@ -9,7 +9,7 @@ import httpx
 import openai
 import pytest
 
-from tests.server.running import FIELDS, MODEL, TestedServer, serving, wait_for
+from tests.server.running import FIELDS, MODEL, ServerUnderTest, serving, wait_for
 
 pytest.importorskip("vllm")
 
@@ -25,7 +25,7 @@ def _tokens(count: int, seed: int = 0) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestedServer]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerUnderTest]:
     command = ["kvserve", "serve", "--max-model-len", str(LENGTH), "--kv-resident-tokens", "4096"]
     command += ["--num-gpu-blocks-override", str(BLOCKS), "--max-num-batched-tokens", "2048"]
     with serving(tmp_path_factory.mktemp("server") / "log", command) as running:
@@ -33,7 +33,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestedServer]:
 
 
 @pytest.fixture
-def client(server: TestedServer) -> openai.OpenAI:
+def client(server: ServerUnderTest) -> openai.OpenAI:
     return server.client
 
 
@@ -80,12 +80,12 @@ def test_chat_stream(client: openai.OpenAI) -> None:
     _compressed(chunks[-1].usage)
 
 
-def test_stream_without_include_usage_says_nothing_of_the_cache(server: TestedServer) -> None:
+def test_stream_without_include_usage_says_nothing_of_the_cache(server: ServerUnderTest) -> None:
     chunks = list(server.complete(TEXT, "streaming:0.25", stream=True))
     assert all(chunk.usage is None for chunk in chunks)
 
 
-def test_completion_stream(server: TestedServer) -> None:
+def test_completion_stream(server: ServerUnderTest) -> None:
     whole = server.complete(TEXT, "streaming:0.25")
     options = {"include_usage": True, "continuous_usage_stats": True}
     chunks = list(server.complete(TEXT, "streaming:0.25", stream=True, stream_options=options))
@@ -108,7 +108,7 @@ def test_responses_stream(client: openai.OpenAI) -> None:
     _compressed(events[-1].response.usage)
 
 
-def test_several_sequences_are_summed(client: openai.OpenAI, server: TestedServer) -> None:
+def test_several_sequences_are_summed(client: openai.OpenAI, server: ServerUnderTest) -> None:
     one = server.complete(TEXT, "streaming:0.25").usage.kv_cache
     two = client.chat.completions.create(model=MODEL, messages=MESSAGES, n=2, max_tokens=8, extra_body=QUARTER)
     assert two.usage is not None
@@ -119,21 +119,21 @@ def test_several_sequences_are_summed(client: openai.OpenAI, server: TestedServe
         assert four.usage.kv_cache[field] == 4 * one[field]
 
 
-def test_what_vllm_answers_stays(server: TestedServer) -> None:
+def test_what_vllm_answers_stays(server: ServerUnderTest) -> None:
     answer = server.complete(TEXT, "streaming:0.25", logprobs=2, max_tokens=4, extra_body={"return_token_ids": True})
     assert len(answer.choices[0].logprobs.tokens) == 4
     assert len(answer.choices[0].token_ids) == 4
     assert answer.kv_transfer_params is None
 
 
-def test_stop_string(server: TestedServer) -> None:
+def test_stop_string(server: ServerUnderTest) -> None:
     text = server.complete(TEXT, "streaming:0.25").choices[0].text
     answer = server.complete(TEXT, "streaming:0.25", stop=[text[5:7]])
     assert answer.choices[0].finish_reason == "stop"
     assert answer.choices[0].text == text[: text.index(text[5:7])]
 
 
-def test_stop_string_reports_the_cache(server: TestedServer) -> None:
+def test_stop_string_reports_the_cache(server: ServerUnderTest) -> None:
     text = server.complete(TEXT, "streaming:0.25").choices[0].text
     _compressed(server.complete(TEXT, "streaming:0.25", stop=[text[5:7]]).usage)
 
@@ -141,7 +141,7 @@ def test_stop_string_reports_the_cache(server: TestedServer) -> None:
 # -- who says which policy ----------------------------------------------------------------------------
 
 
-def test_header_and_xargs(server: TestedServer) -> None:
+def test_header_and_xargs(server: ServerUnderTest) -> None:
     header = {"X-KV-Policy": "snapkv:0.25"}
     raw = server.client.completions.with_raw_response.create(
         model=MODEL, prompt=TEXT, max_tokens=4, extra_headers=header
@@ -155,7 +155,7 @@ def test_header_and_xargs(server: TestedServer) -> None:
 
 
 @pytest.mark.parametrize("policy", [None, "full"])
-def test_no_compression_says_nothing(server: TestedServer, policy: str | None) -> None:
+def test_no_compression_says_nothing(server: ServerUnderTest, policy: str | None) -> None:
     raw = server.http.post(
         "/v1/completions", json={"model": MODEL, "prompt": "x", "max_tokens": 2, "kv_policy": policy}
     )
@@ -163,7 +163,7 @@ def test_no_compression_says_nothing(server: TestedServer, policy: str | None) -
     assert "x-kv-policy" not in raw.headers
 
 
-def test_budget_over_the_length_changes_nothing(server: TestedServer) -> None:
+def test_budget_over_the_length_changes_nothing(server: ServerUnderTest) -> None:
     full, ample = server.complete(TEXT), server.complete(TEXT, "streaming:4000")
     assert full.choices[0].text == ample.choices[0].text
     assert ample.usage.kv_cache["evicted_tokens"] == 0
@@ -208,7 +208,7 @@ def test_bad_field(client: openai.OpenAI, value: object, param: str, stream: boo
 
 
 @pytest.mark.parametrize(("value", "param"), [(v, p) for v, p in BAD if isinstance(v, str)])
-def test_bad_header_and_xargs(server: TestedServer, value: str, param: str) -> None:
+def test_bad_header_and_xargs(server: ServerUnderTest, value: str, param: str) -> None:
     for more in ({"extra_headers": {"X-KV-Policy": value}}, {"extra_body": {"vllm_xargs": {"kv_policy": value}}}):
         with pytest.raises(openai.BadRequestError) as caught:
             server.complete(TEXT, **more)
@@ -216,7 +216,7 @@ def test_bad_header_and_xargs(server: TestedServer, value: str, param: str) -> N
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_prompt_that_cannot_fit_is_refused_unless_compressed(server: TestedServer, stream: bool) -> None:
+def test_a_prompt_that_cannot_fit_is_refused_unless_compressed(server: ServerUnderTest, stream: bool) -> None:
     before = server.metric("kvserve_policy_rejections_total", reason="too_long")
     prompt = _tokens(LENGTH - 40)
     for policy in (None, "full", "streaming:0.999"):
@@ -228,7 +228,7 @@ def test_a_prompt_that_cannot_fit_is_refused_unless_compressed(server: TestedSer
         assert _compressed(server.complete(prompt, "streaming:512").usage)["logical_tokens"] == LENGTH - 25
 
 
-def test_a_prompt_over_the_models_length_is_vllms_own_400(server: TestedServer) -> None:
+def test_a_prompt_over_the_models_length_is_vllms_own_400(server: ServerUnderTest) -> None:
     with pytest.raises(openai.BadRequestError, match="maximum context length"):
         server.complete(_tokens(LENGTH + 1), "streaming:0.25")
 
@@ -242,12 +242,12 @@ def test_unknown_model_is_404(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/kv/policies", "/v1/kv/policies/streaming", "/v1/kv/stats"])
-def test_endpoints_need_the_key(server: TestedServer, path: str) -> None:
+def test_endpoints_need_the_key(server: ServerUnderTest, path: str) -> None:
     assert httpx.get(server.url + path).status_code == 401
     assert server.http.get(path).status_code == 200
 
 
-def test_policies_say_whether_this_server_can_run_them(server: TestedServer) -> None:
+def test_policies_say_whether_this_server_can_run_them(server: ServerUnderTest) -> None:
     cards = {card["name"]: card for card in server.http.get("/v1/kv/policies").json()["data"]}
     assert {"full", "random", "streaming", "snapkv", "scissorhands"} <= set(cards)
     ksa = cards.pop("ksa")  # the flags of this server keep the layers in one group
@@ -256,7 +256,7 @@ def test_policies_say_whether_this_server_can_run_them(server: TestedServer) -> 
     assert "--kv-groups 4" in ksa["reason"]
 
 
-def test_every_policy_answers_over_http(server: TestedServer) -> None:
+def test_every_policy_answers_over_http(server: ServerUnderTest) -> None:
     """As usage.kv_cache says, what is kept is the budget and what has come since the last round."""
     cards = server.http.get("/v1/kv/policies").json()["data"]
     for card in cards:
@@ -274,7 +274,7 @@ def test_every_policy_answers_over_http(server: TestedServer) -> None:
         assert used.get("granularity") == ("group" if card["name"] in ("prefixkv", "pyramidkv") else None)
 
 
-def test_metrics_equal_what_was_done(server: TestedServer) -> None:
+def test_metrics_equal_what_was_done(server: ServerUnderTest) -> None:
     names = [f"kvserve_{name}_total" for name in ("requests", "compactions", "tokens_evicted", "blocks_freed")]
     counters = [*names, "kvserve_kept_fraction_count", "kvserve_kept_fraction_sum", "kvserve_compaction_seconds_count"]
 
@@ -294,7 +294,7 @@ def test_metrics_equal_what_was_done(server: TestedServer) -> None:
     assert change["kvserve_blocks_freed_total"] > 0
 
 
-def test_rejections_are_counted_once(server: TestedServer) -> None:
+def test_rejections_are_counted_once(server: ServerUnderTest) -> None:
     def count() -> float:
         return server.metric("kvserve_policy_rejections_total", reason="unknown_policy")
 
@@ -305,7 +305,7 @@ def test_rejections_are_counted_once(server: TestedServer) -> None:
     assert count() == before + 2
 
 
-def test_stats_and_metrics_agree(server: TestedServer) -> None:
+def test_stats_and_metrics_agree(server: ServerUnderTest) -> None:
     stats = server.stats()
     assert stats["enabled"]
     assert stats["pool_bytes"] == server.metric("kvserve_kv_pool_bytes") > 0
@@ -318,14 +318,14 @@ def test_stats_and_metrics_agree(server: TestedServer) -> None:
 # -- the server around it -----------------------------------------------------------------------------
 
 
-def test_request_id_is_echoed(server: TestedServer) -> None:
+def test_request_id_is_echoed(server: ServerUnderTest) -> None:
     body = {"model": MODEL, "prompt": "x", "max_tokens": 1}
     answer = server.http.post("/v1/completions", json=body, headers={"X-Request-Id": "mine-1"})
     assert answer.headers["x-request-id"] == "mine-1"
     assert server.http.post("/v1/completions", json=body).headers["x-request-id"]
 
 
-def test_disconnect_frees_the_blocks(server: TestedServer) -> None:
+def test_disconnect_frees_the_blocks(server: ServerUnderTest) -> None:
     for policy in ("streaming:0.25", None):
         stream = server.complete(_tokens(1500), policy, stream=True, max_tokens=4000)
         for _ in range(5):
@@ -337,7 +337,7 @@ def test_disconnect_frees_the_blocks(server: TestedServer) -> None:
         assert server.metric("vllm:kv_cache_usage_perc") == 0
 
 
-def test_four_policies_at_once(server: TestedServer) -> None:
+def test_four_policies_at_once(server: ServerUnderTest) -> None:
     prompt, policies = _tokens(1500, seed=1), [None, "streaming:0.25", "snapkv:0.25", "scissorhands:0.25"]
     alone = [server.complete(prompt, policy).choices[0].text for policy in policies]
     with ThreadPoolExecutor(4) as pool:

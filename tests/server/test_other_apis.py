@@ -11,7 +11,7 @@ from typing import Any
 import anthropic
 import pytest
 
-from tests.server.running import FIELDS, KEY, MODEL, TestedServer, serving, wait_for
+from tests.server.running import FIELDS, KEY, MODEL, ServerUnderTest, serving, wait_for
 
 pytest.importorskip("vllm")
 
@@ -22,7 +22,7 @@ TOKENS = random.Random(0).choices(range(10, 2000), k=500)
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestedServer]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerUnderTest]:
     command = ["kvserve", "serve", "--max-model-len", str(LENGTH), "--enable-scale-out"]
     command += ["--kv-policy", "streaming:0.25", "--kv-resident-tokens", "2048", "--num-gpu-blocks-override", "24"]
     with serving(tmp_path_factory.mktemp("server") / "log", command) as running:
@@ -30,7 +30,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestedServer]:
 
 
 @pytest.fixture(scope="module")
-def client(server: TestedServer) -> anthropic.Anthropic:
+def client(server: ServerUnderTest) -> anthropic.Anthropic:
     return anthropic.Anthropic(base_url=server.url, auth_token=KEY, max_retries=0, timeout=60)
 
 
@@ -40,13 +40,13 @@ def _say(client: anthropic.Anthropic, policy: Any = None, **more: Any) -> Any:
     return client.messages.create(**fields)
 
 
-def _batch(server: TestedServer, **more: Any) -> Any:
+def _batch(server: ServerUnderTest, **more: Any) -> Any:
     talks = [MESSAGES, [{"role": "user", "content": TEXT + TEXT}]]
     fields = {"model": MODEL, "messages": talks, "max_tokens": 8, "temperature": 0, **more}
     return server.http.post("/v1/chat/completions/batch", json=fields)
 
 
-def _generate(server: TestedServer, headers: dict[str, str] | None = None, extra: Any = None, **more: Any) -> Any:
+def _generate(server: ServerUnderTest, headers: dict[str, str] | None = None, extra: Any = None, **more: Any) -> Any:
     params = {"max_tokens": 8, "temperature": 0, "ignore_eos": True, "extra_args": extra}
     body = {"token_ids": TOKENS, "sampling_params": params, **more}
     return server.http.post("/inference/v1/generate", json=body, headers=headers)
@@ -119,7 +119,7 @@ def test_message_errors_are_anthropics(client: anthropic.Anthropic, policy: Any,
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_message_that_cannot_fit_is_a_400(server: TestedServer, client: anthropic.Anthropic, stream: bool) -> None:
+def test_message_that_cannot_fit_is_a_400(server: ServerUnderTest, client: anthropic.Anthropic, stream: bool) -> None:
     before = server.metric("kvserve_policy_rejections_total", reason="too_long")
     long: Any = [{"role": "user", "content": "the cat sat on the mat . " * 350}]
     for policy in ("full", "streaming:0.999"):
@@ -133,7 +133,7 @@ def test_message_that_cannot_fit_is_a_400(server: TestedServer, client: anthropi
 # -- /v1/chat/completions/batch -----------------------------------------------------------------------------
 
 
-def test_batch(server: TestedServer) -> None:
+def test_batch(server: ServerUnderTest) -> None:
     answer = _batch(server, kv_policy="snapkv:0.5")
     usage = answer.json()["usage"]
     assert answer.headers["x-kv-policy"] == "snapkv:0.5"
@@ -141,7 +141,7 @@ def test_batch(server: TestedServer) -> None:
     assert len(answer.json()["choices"]) == 2
 
 
-def test_batch_header_xargs_and_default(server: TestedServer) -> None:
+def test_batch_header_xargs_and_default(server: ServerUnderTest) -> None:
     header = {"X-KV-Policy": "knorm:0.25"}
     answer = server.http.post(
         "/v1/chat/completions/batch", json={"model": MODEL, "messages": [MESSAGES], "max_tokens": 4}, headers=header
@@ -153,7 +153,7 @@ def test_batch_header_xargs_and_default(server: TestedServer) -> None:
     assert "kv_cache" not in _batch(server, kv_policy="full").json()["usage"]
 
 
-def test_batch_answers_as_chat_does(server: TestedServer) -> None:
+def test_batch_answers_as_chat_does(server: ServerUnderTest) -> None:
     one = server.client.chat.completions.create(
         model=MODEL, messages=MESSAGES, max_tokens=8, temperature=0, extra_body={"kv_policy": "snapkv:0.5"}
     )
@@ -161,7 +161,7 @@ def test_batch_answers_as_chat_does(server: TestedServer) -> None:
     assert first["message"]["content"] == one.choices[0].message.content
 
 
-def test_batch_errors(server: TestedServer) -> None:
+def test_batch_errors(server: ServerUnderTest) -> None:
     answer = _batch(server, kv_policy="streaming:0")
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "kv_policy.budget")
 
@@ -169,7 +169,7 @@ def test_batch_errors(server: TestedServer) -> None:
 # -- /inference/v1/generate -------------------------------------------------------------------------------
 
 
-def test_tokens(server: TestedServer) -> None:
+def test_tokens(server: ServerUnderTest) -> None:
     answer = _generate(server, kv_policy="snapkv:0.25")
     usage = answer.json()["usage"]
     assert answer.headers["x-kv-policy"] == "snapkv:0.25"
@@ -179,7 +179,7 @@ def test_tokens(server: TestedServer) -> None:
     assert answer.json()["choices"][0]["token_ids"] == same.choices[0].token_ids
 
 
-def test_tokens_stream(server: TestedServer) -> None:
+def test_tokens_stream(server: ServerUnderTest) -> None:
     whole = _generate(server, kv_policy="snapkv:0.25").json()
     stream = _generate(server, kv_policy="snapkv:0.25", stream=True, stream_options={"include_usage": True})
     events = _events(stream.text)
@@ -188,7 +188,7 @@ def test_tokens_stream(server: TestedServer) -> None:
     assert streamed == whole["choices"][0]["token_ids"]
 
 
-def test_tokens_header_args_and_default(server: TestedServer) -> None:
+def test_tokens_header_args_and_default(server: ServerUnderTest) -> None:
     _compressed(_generate(server, {"X-KV-Policy": "knorm:0.25"}).json()["usage"]["kv_cache"], "knorm")
     by_args = _generate(server, extra={"kv_policy": "random:0.25"}).json()
     _compressed(by_args["usage"]["kv_cache"], "random")
@@ -197,7 +197,7 @@ def test_tokens_header_args_and_default(server: TestedServer) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_tokens_that_cannot_fit_are_a_400(server: TestedServer, stream: bool) -> None:
+def test_tokens_that_cannot_fit_are_a_400(server: ServerUnderTest, stream: bool) -> None:
     answer = _generate(server, kv_policy="full", token_ids=TOKENS * 7, stream=stream)
     assert answer.status_code == 400, answer.text
     assert "KV cache holds" in answer.json()["error"]["message"]
@@ -218,7 +218,7 @@ WAYS: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize("key", ["kv_call", "kv_canary"])
 @pytest.mark.parametrize(("path", "body"), WAYS)
-def test_no_request_ends_the_server(server: TestedServer, path: str, body: dict[str, Any], key: str) -> None:
+def test_no_request_ends_the_server(server: ServerUnderTest, path: str, body: dict[str, Any], key: str) -> None:
     for value in (["x"], "x", 1):
         ours = {"kv_policy": "streaming:0.25", key: value}
         if "sampling_params" in body:
@@ -236,7 +236,7 @@ def test_no_request_ends_the_server(server: TestedServer, path: str, body: dict[
 # -- the default everywhere -----------------------------------------------------------------------------------
 
 
-def test_the_default_reaches_what_reports_nothing(server: TestedServer) -> None:
+def test_the_default_reaches_what_reports_nothing(server: ServerUnderTest) -> None:
     def count() -> float:
         return server.metric("kvserve_requests_total", policy="streaming")
 
@@ -246,7 +246,7 @@ def test_the_default_reaches_what_reports_nothing(server: TestedServer) -> None:
     wait_for(lambda: count() == before + 1)
 
 
-def test_where_the_default_does_nothing_it_is_refused(server: TestedServer) -> None:
+def test_where_the_default_does_nothing_it_is_refused(server: ServerUnderTest) -> None:
     body = {"model": MODEL, "query": "x", "items": ["y"], "label_token_ids": [5, 6]}
     answer = server.http.post("/generative_scoring", json=body)
     assert answer.status_code == 400 and "by default" in answer.json()["error"]["message"]
@@ -259,7 +259,7 @@ def test_where_the_default_does_nothing_it_is_refused(server: TestedServer) -> N
 
 
 @pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\u0085", "\x0b", "\x0c", "\x1c", "\x1e", "\r"])
-def test_marks_in_metadata_do_not_hide_the_usage(server: TestedServer, mark: str) -> None:
+def test_marks_in_metadata_do_not_hide_the_usage(server: ServerUnderTest, mark: str) -> None:
     events: list[Any] = list(
         server.client.responses.create(
             model=MODEL, input=TEXT, max_output_tokens=16, stream=True, metadata={"note": f"a{mark}b"}
