@@ -48,6 +48,11 @@ class Sizes:
         """Blocks of one request."""
         return self.tokens // self.block
 
+    @property
+    def blocks(self) -> int:
+        """Those of a pool that holds all requests, and the spare ones that the first of them moves to."""
+        return self.requests * self.held + self.keep // self.block
+
 
 TINY = Sizes(requests=2, layers=2, tokens=64, keep=16, heads=2, group=2, head_size=32, lengths=(70,), repeats=1)
 """For the interpreter: proves that it runs."""

@@ -50,8 +50,7 @@ def _copies(pieces: torch.Tensor) -> None:
 
 
 def _layer(sizes: Sizes, dtype: torch.dtype, device: str) -> LayerCache:
-    blocks = sizes.requests * sizes.held + sizes.keep // sizes.block
-    return paged(blocks, sizes.heads, sizes.block, sizes.head_size, dtype, ORDERS["token-major"], device)
+    return paged(sizes.blocks, sizes.heads, sizes.block, sizes.head_size, dtype, ORDERS["token-major"], device)
 
 
 def _ways(sizes: Sizes, device: str, layers: list[LayerCache]) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -112,8 +111,7 @@ def _fitting(sizes: Sizes, device: str) -> int:
     if device == "cpu":
         return sizes.layers
     torch.cuda.empty_cache()
-    blocks = sizes.requests * sizes.held + sizes.keep // sizes.block
-    free, layer = torch.cuda.mem_get_info()[0], blocks * sizes.block * sizes.heads * 2 * sizes.head_size * 2
+    free, layer = torch.cuda.mem_get_info()[0], sizes.blocks * sizes.block * sizes.heads * 2 * sizes.head_size * 2
     return max(1, min(sizes.layers, (free - SPARE) // layer))
 
 

@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     record |= {"checks_passed": passed, "interpreted": chosen.device == "cpu", "failed": {}, "parts": {}}
     for part in chosen.parts:
         measure(part, chosen.device, record, started)
-        results.write(chosen.out, rounded(record), text(record))
+        results.write(chosen.out, results.rounded(record, DIGITS), text(record))
     print(text(record))
     return 1 if record["failed"] else 0
 
@@ -104,15 +104,6 @@ def text(record: dict[str, Any]) -> str:
 
 def shown(value: Any) -> str:
     return "" if value is None else f"{value:.{DIGITS}g}" if isinstance(value, float) else str(value)
-
-
-def rounded(value: Any) -> Any:
-    """The same with fractions to DIGITS."""
-    if isinstance(value, dict):
-        return {name: rounded(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [rounded(each) for each in value]
-    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
 def say(started: float, line: str) -> None:

@@ -21,13 +21,13 @@ def text(record: dict[str, Any]) -> str:
     return _text(rounded(record), 0) + "\n"
 
 
-def rounded(value: Any) -> Any:
-    """The same with fractions rounded to DIGITS; whole numbers stay exact."""
+def rounded(value: Any, digits: int = DIGITS) -> Any:
+    """The same with fractions rounded to so many significant digits; whole numbers stay exact."""
     if isinstance(value, float) and not value.is_integer():
-        return float(f"{value:.{DIGITS}g}")
+        return float(f"{value:.{digits}g}")
     if isinstance(value, dict):
-        return {key: rounded(each) for key, each in value.items()}
-    return [rounded(each) for each in value] if isinstance(value, list | tuple) else value
+        return {key: rounded(each, digits) for key, each in value.items()}
+    return [rounded(each, digits) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _text(value: Any, depth: int) -> str:

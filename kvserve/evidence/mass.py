@@ -42,9 +42,8 @@ def tiled(queries: Tensor, keys: Tensor, softmax: Softmax, first: int, stride: i
     for start in range(0, count, TILE):
         end = min(count, start + TILE)
         young, seen = first + start * stride + 1, first + (end - 1) * stride + 1
-        unseen = (
-            torch.arange(young, seen, device=keys.device) > at[start:end, None]
-        )  # of the slots that the tile's first query cannot see
+        # Of the slots that the tile's first query cannot see:
+        unseen = torch.arange(young, seen, device=keys.device) > at[start:end, None]
         for head in range(heads):
             logits = by_head[head, :, start:end] @ keys[head, :seen].T
             if softmax.cap:

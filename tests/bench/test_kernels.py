@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench import kernels
+from measuring import results
 from measuring.report import rows
 
 
@@ -52,6 +53,6 @@ def test_a_wrong_kernel_is_named_and_nothing_is_timed(before: str, complaint: st
 
 
 def test_numbers_have_four_digits() -> None:
-    assert kernels.rounded({"a": [1234.567, 3, None, "x"]}) == {"a": [1235.0, 3, None, "x"]}
+    assert results.rounded({"a": [1234.567, 3, None, "x"]}, kernels.DIGITS) == {"a": [1235.0, 3, None, "x"]}
     assert [kernels.shown(value) for value in (0.0012345, 12345.6, 7, None)] == ["0.001234", "1.235e+04", "7", ""]
     assert rows([["a"]]) == "| a |"
