@@ -27,10 +27,15 @@ ROOMS = {  # what a room may import of this project, beside itself; from the gro
     "kvserve/evidence": [*BELOW, "kvserve.cache"],
     "kvserve/summary": [*BELOW, "kvserve.cache", "kvserve.evidence"],
     "kvserve/engine": [*BELOW, "kvserve.cache", "kvserve.evidence", "kvserve.startup"],
+    "kvserve/runner": [
+        *BELOW,
+        *(f"kvserve.{name}" for name in ("cache", "evidence", "startup", "engine.compactor", "engine.spec")),
+    ],
     "kvserve/startup": ["kvserve"],  # it puts the rooms together
     "server": ["kvserve.policy", "kvserve.stats", "kvserve.channels", "kvserve.startup", "models", "evals.command"],
 }
 ALSO = {  # who has a reason to know more
+    "kvserve/engine/worker.py": ["kvserve.runner"],
     "server/cli/architecture.py": ["kvserve.cache.layout"],
     "server/cli/calibrate.py": ["kvserve.evidence.calibration"],
     "server/cli/check_policy.py": ["kvserve.testing"],
@@ -39,6 +44,7 @@ ALSO = {  # who has a reason to know more
 INTERNALS = {
     "kvserve/channels.py",
     "kvserve/engine",
+    "kvserve/runner",
     "kvserve/startup",
     "server/metrics/metrics.py",
     "server/canary/replay.py",

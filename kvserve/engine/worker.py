@@ -4,9 +4,9 @@ from typing import Any
 
 from vllm.platforms import current_platform
 
-from kvserve.engine.attention import Backends
 from kvserve.engine.compactor import Compactor
 from kvserve.evidence.probe import Probe
+from kvserve.runner.attention import Backends
 from kvserve.startup.guard import refuse_unsupported
 
 
@@ -38,8 +38,8 @@ def _cpu_worker() -> type:
     from vllm.v1.worker import cpu_worker
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
-    from kvserve.engine.runner import KVRunner
-    from kvserve.engine.seeds import Seeds
+    from kvserve.runner.seeds import Seeds
+    from kvserve.runner.v1 import KVRunner
 
     class CPURunner(Seeds, KVRunner, CPUModelRunner):
         """V1 runner on CPU."""
@@ -67,7 +67,7 @@ def _cuda_worker() -> type:
     from vllm.v1.worker import gpu_worker
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-    from kvserve.engine.runner import KVRunner
+    from kvserve.runner.v1 import KVRunner
 
     class CUDARunner(KVRunner, GPUModelRunner):
         """V1 runner on CUDA."""

@@ -6,8 +6,9 @@ import pytest
 from vllm.config import CUDAGraphMode
 from vllm.platforms import current_platform
 
-from kvserve.engine import attention, worker
-from kvserve.engine.attention import Backends, PhysicalLengths, QueryTap
+from kvserve.engine import worker
+from kvserve.runner import attention
+from kvserve.runner.attention import Backends, PhysicalLengths, QueryTap
 from kvserve.startup import guard
 from tests.kvserve.test_guard import config
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from kvserve.engine.attention import Alike, PhysicalLengths, QueryTap, _extended
-from kvserve.engine.lengths import GroupLengths, shift_slots
+from kvserve.runner.attention import Alike, PhysicalLengths, QueryTap, _extended
+from kvserve.runner.lengths import GroupLengths, shift_slots
 
 CPU = torch.device("cpu")
 

@@ -44,7 +44,8 @@ def classes():
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if not module.name.endswith("__main__"):
                 importlib.import_module(module.name)
-    from kvserve.engine import attention, worker
+    from kvserve.engine import worker
+    from kvserve.runner import attention
 
     made = [worker._cpu_worker(), worker._cuda_worker()]
     made += [getattr(attention, name) for name in (*attention.Backends.cpu, *attention.Backends.cuda)]

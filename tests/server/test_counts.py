@@ -185,11 +185,7 @@ def test_rejections_by_reason(server: ServerUnderTest) -> None:
 def test_pool_and_running_requests(server: ServerUnderTest) -> None:
     block, change = block_bytes(), Change(server)
     for policy in ("full", "streaming:256"):
-        stream = server.complete(_tokens(700, 1), policy, max_tokens=1300, stream=True)
-        for _ in range(3):
-            next(stream)
-        wait_for(lambda: [r["stage"] for r in server.stats()["running"]] == ["decode"])
-        (stats, samples) = _at_one_moment(server)
+        stream, stats, samples = _while_it_runs(server, policy)
         if policy != "full":  # as soon as they are free, not at the request's end
             assert change.of("kvserve_blocks_freed_total", "streaming") >= ceil(700 / BLOCK) - 256 / BLOCK
         stream.close()
@@ -203,6 +199,21 @@ def test_pool_and_running_requests(server: ServerUnderTest) -> None:
         assert samples["kvserve_kv_pool_bytes", ""] == BLOCKS * block == stats["pool_bytes"]
         wait_for(lambda: not server.stats()["running"])
     assert server.metric("kvserve_kv_bytes") == 0
+
+
+def _while_it_runs(server: ServerUnderTest, policy: str) -> tuple[Any, dict[str, Any], dict[tuple[str, str], float]]:
+    """A request that is generating its answer, and what is said meanwhile; on a busy machine it may end before."""
+    for _ in range(5):
+        stream = server.complete(_tokens(700, 1), policy, max_tokens=1300, stream=True)
+        for _ in range(3):
+            next(stream)
+        wait_for(lambda: [request["stage"] for request in server.stats()["running"]] in (["decode"], []))
+        stats, samples = _at_one_moment(server)
+        if [request["stage"] for request in stats["running"]] == ["decode"]:
+            return stream, stats, samples
+        stream.close()
+        wait_for(lambda: not server.stats()["running"])
+    raise AssertionError("no request was seen while it generated")
 
 
 def _at_one_moment(server: ServerUnderTest) -> tuple[dict[str, Any], dict[tuple[str, str], float]]:

@@ -11,10 +11,7 @@ from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
 
 from kvserve.cache.records import Location, Span
 from kvserve.channels import Asked, Plan, plans_of, with_feedback
-from kvserve.engine import attach
-from kvserve.engine.attention import Alike, shape_of
 from kvserve.engine.compactor import Compactor
-from kvserve.engine.lengths import GroupLengths, shift_slots
 from kvserve.engine.spec import compressible, tagged
 from kvserve.evidence.observer import Layer
 from kvserve.evidence.rope_finder import ropes_of
@@ -22,6 +19,9 @@ from kvserve.evidence.trial_pass import tried
 from kvserve.policy import Policy
 from kvserve.policy import request as wire
 from kvserve.policy.rope import Rope
+from kvserve.runner import attach
+from kvserve.runner.attention import Alike, shape_of
+from kvserve.runner.lengths import GroupLengths, shift_slots
 from kvserve.startup.bundles import chosen
 from kvserve.startup.facts import kinds_of, known
 from kvserve.startup.options import KVOptions

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
-from kvserve.engine.lengths import GroupLengths
+from kvserve.runner.lengths import GroupLengths
 
 
 class Alike:
@@ -97,7 +97,7 @@ class Backends:
 
 
 def __getattr__(name: str) -> Any:
-    """`kvserve.engine.attention.CPU_ATTN` and so on: made on first use: importing a backend needs its platform."""
+    """`kvserve.runner.attention.CPU_ATTN` and so on: made on first use: importing a backend needs its platform."""
     path = {**Backends.cpu, **Backends.cuda}.get(name)
     if path is None:
         raise AttributeError(name)
