@@ -1,6 +1,6 @@
 """What a worker remembers of the requests that have a compressing policy, and where their caches lie."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -30,6 +30,7 @@ class Record:
     policy: Policy = field(default_factory=Policy)
     asks: Asks = field(default_factory=Asks)
     prompt: int = 0  # tokens
+    text: Sequence[int] | None = None  # the prompt's token ids; None if pictures or embeddings are in it
     seconds: float = 0.0  # that observers took to get ready for the coming compaction
     error: Exception | None = None  # what will be said of its policy when that is next asked what stays
     failed: bool = False  # its policy has, on this worker and all others: it is about to be ended
@@ -40,7 +41,7 @@ class Record:
 
     def restarted(self) -> "Record":
         """The same request, computed again from its first token."""
-        return Record(self.req_id, self.name, self.policy, self.asks, self.prompt, failed=self.failed)
+        return Record(self.req_id, self.name, self.policy, self.asks, self.prompt, self.text, failed=self.failed)
 
 
 class Location(NamedTuple):

@@ -75,12 +75,20 @@ class Compactor:
 
     # -- a request -----------------------------------------------------------------------------------
 
-    def begin(self, req_id: str, name: str, make: Callable[[], tuple[Policy, int]], first: int) -> None:
+    def begin(
+        self,
+        req_id: str,
+        name: str,
+        make: Callable[[], tuple[Policy, int]],
+        first: int,
+        text: Sequence[int] | None = None,
+    ) -> None:
         """A request with a policy comes in, with `first` tokens from the prefix cache.
 
-        make: gives the policy called `name`, and how many tokens its prompt has.
+        make: gives the policy called `name`, and how many tokens its prompt has. text: the prompt's token ids, if
+        they say all of it.
         """
-        record = self.requests[req_id] = Record(req_id, name)
+        record = self.requests[req_id] = Record(req_id, name, text=text)
 
         def started() -> None:
             record.policy, record.prompt = make()
@@ -135,6 +143,11 @@ class Compactor:
             return
         self._resting = not spans
         self.active = [o for o in self.observers if o.begin_step([s for s in spans if o in s.record.observed])]
+
+    @property
+    def watched(self) -> bool:
+        """Whether the layers of the running step must be seen as they run: not those of a replayed CUDA graph."""
+        return any(not observer.late for observer in self.active)
 
     def undivided(self, span: Span) -> bool:
         """Whether a request's prompt is complete with these tokens and `divide` is to be called."""

@@ -1,6 +1,7 @@
 """vLLM's workers with kvserve's model runner: name `kvserve.engine.worker.KVWorker` in --worker-cls."""
 
 from typing import Any
+from unittest.mock import patch
 
 from vllm.platforms import current_platform
 
@@ -35,17 +36,21 @@ class Probed:
 
 
 def _cpu_worker() -> type:
-    from vllm.v1.worker import cpu_worker
-    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+    from vllm.v1.worker import cpu_model_runner, cpu_worker
+    from vllm.v1.worker.cpu import model_runner
 
     from kvserve.runner.seeds import Seeds
-    from kvserve.runner.v1 import KVRunner
+    from kvserve.runner.v1 import V1Runner
+    from kvserve.runner.v2 import V2Runner
 
-    class CPURunner(Seeds, KVRunner, CPUModelRunner):
+    class CPURunnerV1(Seeds, V1Runner, cpu_model_runner.CPUModelRunner):
         """V1 runner on CPU."""
 
+    class CPURunnerV2(V2Runner, model_runner.CPUModelRunner):
+        """V2 runner on CPU."""
+
     class CPUKVWorker(Probed, cpu_worker.CPUWorker):
-        """CPU worker. `init_device` names its runner class, so the name is swapped while it runs."""
+        """CPU worker. `init_device` names its runner classes, so the names are swapped while it runs."""
 
         def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
             refuse_unsupported(vllm_config)
@@ -53,27 +58,30 @@ def _cpu_worker() -> type:
             super().__init__(vllm_config, *args, **kwargs)
 
         def init_device(self) -> None:
-            stock = cpu_worker.CPUModelRunner
-            cpu_worker.CPUModelRunner = CPURunner
-            try:
+            with (
+                patch.object(cpu_worker, "CPUModelRunner", CPURunnerV1),
+                patch.object(model_runner, "CPUModelRunner", CPURunnerV2),
+            ):
                 super().init_device()
-            finally:
-                cpu_worker.CPUModelRunner = stock
 
     return CPUKVWorker
 
 
 def _cuda_worker() -> type:
-    from vllm.v1.worker import gpu_worker
-    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+    from vllm.v1.worker import gpu_model_runner, gpu_worker
+    from vllm.v1.worker.gpu import model_runner
 
-    from kvserve.runner.v1 import KVRunner
+    from kvserve.runner.v1 import V1Runner
+    from kvserve.runner.v2 import V2Runner
 
-    class CUDARunner(KVRunner, GPUModelRunner):
+    class CUDARunnerV1(V1Runner, gpu_model_runner.GPUModelRunner):
         """V1 runner on CUDA."""
 
+    class CUDARunnerV2(V2Runner, model_runner.GPUModelRunner):
+        """V2 runner on CUDA."""
+
     class CUDAKVWorker(Probed, gpu_worker.Worker):
-        """CUDA worker on the V1 runner."""
+        """CUDA worker."""
 
         def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
             refuse_unsupported(vllm_config)
@@ -81,7 +89,8 @@ def _cuda_worker() -> type:
             super().__init__(vllm_config, *args, **kwargs)
 
         def _make_model_runner(self) -> Any:
-            return CUDARunner(self.vllm_config, self.device)
+            made = CUDARunnerV2 if self.use_v2_model_runner else CUDARunnerV1
+            return made(self.vllm_config, self.device)
 
     return CUDAKVWorker
 

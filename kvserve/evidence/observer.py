@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -41,6 +41,8 @@ class Observer:
 
     It takes a request by leaving something at `record.observed[self]`, and is asked about no others.
     """
+
+    late: ClassVar[bool] = False  # whether `before` may come when the step is over, for all layers, and `after` not
 
     def begin(self, record: Record, first: int) -> None:
         """A request starts, or starts again, with `first` tokens from the prefix cache: take it or not."""

@@ -1,7 +1,7 @@
 """The last queries of the requests whose policy wants to see them, captured as attention runs."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ class QueryRings(Observer):
     Rows exist only for requests that asked for them. All layers of a step store with the same two index
     vectors, so a captured step costs one `index_copy_` per layer, and a step without takers nothing.
     """
+
+    late: ClassVar[bool] = True
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

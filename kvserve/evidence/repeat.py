@@ -55,7 +55,7 @@ class Repeater(Observer):
         end = min(asked.logical, asked.record.prompt)
         if known.upto >= end:
             return
-        prompt, tokenizer = self._prompt(asked.record.req_id), _tokenizer(self._runner)
+        prompt, tokenizer = _text(asked.record), _tokenizer(self._runner)
         start = known.upto
         while start < end:
             asking = _instruction(tokenizer, prompt[max(0, start - OVERLAP) : start])
@@ -70,17 +70,10 @@ class Repeater(Observer):
             start = stop
         known.upto = end
 
-    def _prompt(self, req_id: str) -> list[int]:
-        """The prompt's token ids. Raises ValueError for a request of which they do not say all."""
-        request = self._runner.requests[req_id]
-        if request.prompt_token_ids is None or getattr(request, "mm_features", None):
-            raise ValueError("only text can be repeated: the prompt has embeddings or pictures")
-        return list(request.prompt_token_ids)
-
     def _go(self, asked: Upcoming, known: Repeated, tokens: list[int], start: int, stop: int) -> None:
         """Take these tokens, which repeat those of positions [start, stop), over the cache."""
         device = self._runner.device
-        ids = torch.tensor(tokens, device=device, dtype=self._runner.input_ids.gpu.dtype)
+        ids = torch.tensor(tokens, device=device, dtype=torch.int32)
         at = torch.arange(asked.logical, asked.logical + len(tokens), device=device)
         forwards = {
             module: partial(self._attention, known, layer, asked.where[layer.group], slice(start, stop))
@@ -139,6 +132,13 @@ def looked(layer: Layer, queries: Tensor, keys: Tensor, values: Tensor, shown: s
             scores = layer.softmax.probabilities(few, of_layer)[:, :, : most.shape[1]]
             most[head] = torch.maximum(most[head], scores.amax(dim=(0, 1)))
     return out, most
+
+
+def _text(record: Record) -> Sequence[int]:
+    """The prompt's token ids. Raises ValueError for a request of which they do not say all."""
+    if record.text is None:
+        raise ValueError("only text can be repeated: the prompt has embeddings or pictures")
+    return record.text
 
 
 def _instruction(tokenizer: Any, last: Sequence[int]) -> list[int]:

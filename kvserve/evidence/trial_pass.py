@@ -53,7 +53,7 @@ def _tried(runner: Any, names: Sequence[str]) -> Trial:
     found: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
     at = positions_of(runner)
-    token = torch.full_like(at, runner.model_config.get_vocab_size() // 3, dtype=runner.input_ids.gpu.dtype)
+    token = torch.full_like(at, runner.model_config.get_vocab_size() // 3, dtype=torch.int32)
     forwards = {module: _noting(name, module, found, outputs) for name, module in attention.items()}
     with takers(runner.model, outputs) as projections:
         whole_pass(runner, token, at, forwards)

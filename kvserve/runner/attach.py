@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from vllm.config import get_layers_from_vllm_config
 from vllm.model_executor.layers.attention import Attention
 from vllm.v1.kv_cache_interface import KVCacheSpec
@@ -18,7 +19,7 @@ from kvserve.evidence.output import output_weight
 from kvserve.evidence.repeat import Repeater
 from kvserve.policy.softmax import Softmax
 from kvserve.startup.guard import UnsupportedError
-from kvserve.startup.refusals import BIASED, UNIFIED
+from kvserve.startup.refusals import BIASED, PROMPTS_IN_GRAPHS, UNIFIED, prompts_in_graphs
 
 FP8 = {"fp8": torch.float8_e4m3fn, "fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 
@@ -28,8 +29,10 @@ def groups_of(runner: Any) -> dict[int, list[str]]:
 
     A layer that reads the cache of another one is not one of them: that memory is compacted once.
     """
+    attention = get_layers_from_vllm_config(runner.vllm_config, Attention)
+    shared = {name for name, module in attention.items() if module.kv_sharing_target_layer_name}
     return {
-        g: [name for name in group.layer_names if name not in runner.shared_kv_cache_layers]
+        g: [name for name in group.layer_names if name not in shared]
         for g, group in enumerate(runner.kv_cache_config.kv_cache_groups)
         if is_compressible(group.kv_cache_spec)
     }
@@ -71,6 +74,26 @@ def observers(runner: Any, attached: list[tuple[Layer, Any]]) -> list[Observer]:
     """What needs the model itself, and what it brings: see kvserve.startup.plugin. Raises UnsupportedError."""
     made = [make(runner, attached, head_offset(runner)) for make in OF_MODELS]
     return [Repeater(runner, attached), *(observer for observer in made if observer is not None)]
+
+
+def captured_tokens(runner: Any) -> int:
+    """How many tokens a step may have that is replayed as one CUDA graph, attention included; 0 if none is.
+
+    Raises UnsupportedError if vLLM has come to put prompts into them.
+    """
+    config = runner.vllm_config.compilation_config
+    if runner.device.type != "cpu" and prompts_in_graphs(config):
+        raise UnsupportedError(f"kvserve does not support {PROMPTS_IN_GRAPHS}")
+    if runner.device.type == "cpu" or config.cudagraph_mode is None or not config.cudagraph_mode.has_full_cudagraphs():
+        return 0
+    return int(config.max_cudagraph_capture_size or 0)
+
+
+def staging(runner: Any, module: Any, tokens: int) -> Tensor | None:
+    """Where captured steps of up to `tokens` tokens leave a layer's queries, (tokens, Hq, D)."""
+    if not tokens:
+        return None
+    return torch.zeros(tokens, module.num_heads, module.head_size, dtype=runner.dtype, device=runner.device)
 
 
 def head_offset(runner: Any) -> int:

@@ -10,10 +10,12 @@ from torch import Tensor
 class GroupLengths:
     """Offsets (logical - physical) of one layer group, in the order of the batch.
 
-    Inactive, it changes nothing and costs one comparison: a step without compacted requests.
+    Inactive, it changes nothing and costs one comparison: a step without compacted requests. With `always`, lengths
+    are handed out in the same place in every step: a captured CUDA graph reads them where it found them.
     """
 
-    def __init__(self, max_requests: int, device: torch.device) -> None:
+    def __init__(self, max_requests: int, device: torch.device, always: bool = False) -> None:
+        self._always = always
         self._host = torch.zeros(max_requests, dtype=torch.int32)
         self._offsets = torch.zeros(max_requests, dtype=torch.int32, device=device)
         self._physical = torch.zeros(max_requests, dtype=torch.int32, device=device)
@@ -21,18 +23,22 @@ class GroupLengths:
 
     def begin_step(self, offsets: Sequence[int]) -> None:
         """Offsets of the requests of the coming step, batch order."""
-        self.active = any(offsets)
-        if self.active:
-            self._host[: len(offsets)] = torch.tensor(offsets, dtype=torch.int32)
-            self._host[len(offsets) :] = 0
-            self._offsets.copy_(self._host, non_blocking=True)
+        if not any(offsets):
+            self.end_step()
+            return
+        self.active = True
+        self._host[: len(offsets)] = torch.tensor(offsets, dtype=torch.int32)
+        self._host[len(offsets) :] = 0
+        self._offsets.copy_(self._host, non_blocking=True)
 
     def end_step(self) -> None:
+        if self.active and self._always:
+            self._offsets.zero_()
         self.active = False
 
     def physical(self, seq_lens: Tensor) -> Tensor | None:
-        """(reqs,) logical lengths -> physical ones in a buffer that keeps its address; None if equal."""
-        if not self.active:
+        """(reqs,) logical lengths -> physical ones in a buffer that keeps its address; None if they are equal."""
+        if not (self.active or self._always):
             return None
         out = self._physical[: len(seq_lens)]
         # Padding rows have length 0 and offset 0.

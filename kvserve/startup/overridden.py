@@ -82,7 +82,21 @@ SIGNATURES: dict[str, dict[str, str]] = {
         "add_row": "self block_ids row_idx",
         "compute_slot_mapping": "self num_reqs query_start_loc positions",
     },
+    "vllm.v1.worker.gpu.model_runner.GPUModelRunner": {
+        "_dummy_run": "self num_tokens args skip_attn uniform_decode context_len skip_eplb is_profile "
+        "valid_dummy_state_slots randomize_inputs kwargs",
+        "add_requests": "self scheduler_output",
+        "finish_requests": "self scheduler_output",
+        "gather_batch_req_state": "self scheduler_output dummy_run",
+        "get_kv_cache_spec": "self",
+        "initialize_kv_cache": "self kv_cache_config is_profiling kv_cache_allocation_context",
+        "prepare_attn": "self input_batch",
+        "sample_tokens": "self grammar_output",
+    },
     "vllm.v1.worker.gpu_model_runner.GPUModelRunner": {
+        "_determine_batch_execution_and_padding": "self num_tokens num_reqs num_scheduled_tokens_np "
+        "max_num_scheduled_tokens use_cascade_attn allow_microbatching force_eager force_uniform_decode "
+        "force_has_lora force_num_active_loras num_encoder_reqs",
         "_dummy_run": "self num_tokens cudagraph_runtime_mode force_attention uniform_decode allow_microbatching "
         "skip_eplb is_profile create_mixed_batch remove_lora is_graph_capturing num_active_loras "
         "profile_seq_lens randomize_inputs",

@@ -30,8 +30,7 @@ class Start:
     pooling: bool = False
     cache_dtype: str = "auto"
     unified_cache: bool = False  # --disable-hybrid-kv-cache-manager
-    v2_runner: bool = False
-    full_graphs: bool = False  # CUDA graphs with attention in them
+    prompts_in_graphs: bool = False  # CUDA graphs of whole steps also where prompts are read
 
     @property
     def mixed(self) -> bool:
@@ -50,8 +49,11 @@ class Start:
         return bool(window) and "full_attention" not in self.kinds
 
 
-V2_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 MLA_OFF = "VLLM_MLA_DISABLE"
+PROMPTS_IN_GRAPHS = (
+    "CUDA graphs of whole steps for prompts too (cudagraph_mode FULL): a replayed prompt shows nobody its queries; start "
+    "with --compilation-config.cudagraph_mode FULL_AND_PIECEWISE, as vLLM does by default"
+)
 BIASED = "ALiBi: the kernel's bias goes by the slot of a token, which a compaction changes"
 UNIFIED = (
     "--disable-hybrid-kv-cache-manager on a model that has layers without full attention: it puts all layers into the "
@@ -77,9 +79,7 @@ TABLE: dict[str, Callable[[Start], bool]] = {
     "published KSA checkpoints, which vLLM takes for plain Qwen3: see `kvserve convert-summary`": (
         lambda s: bool(s.model.get("use_summary_attention"))
     ),
-    f"the V2 model runner: start with {V2_RUNNER}=0": lambda s: s.v2_runner,
-    "full CUDA graphs, which replay attention with the lengths of their capture: start with "
-    "--compilation-config.cudagraph_mode PIECEWISE": lambda s: s.full_graphs,
+    PROMPTS_IN_GRAPHS: lambda s: s.prompts_in_graphs,
 }
 """Reason -> whether it holds."""
 
@@ -137,13 +137,15 @@ def started(vllm_config: Any) -> Start:
         pooling=model.runner_type == "pooling",
         cache_dtype=str(vllm_config.cache_config.cache_dtype),
         unified_cache=bool(vllm_config.scheduler_config.disable_hybrid_kv_cache_manager),
-        v2_runner=bool(getattr(vllm_config, "use_v2_model_runner", False)),
-        full_graphs=current_platform.is_cuda_alike() and _full_graphs(vllm_config.compilation_config.cudagraph_mode),
+        prompts_in_graphs=current_platform.is_cuda_alike() and prompts_in_graphs(vllm_config.compilation_config),
     )
 
 
-def _full_graphs(mode: Any) -> bool:
-    return mode is not None and bool(mode.has_full_cudagraphs())
+def prompts_in_graphs(compilation_config: Any) -> bool:
+    """Whether this vLLM configuration, or what was given on the command line, asks for them."""
+    given = isinstance(compilation_config, Mapping)
+    mode = compilation_config.get("cudagraph_mode") if given else getattr(compilation_config, "cudagraph_mode", None)
+    return getattr(mode, "name", mode) == "FULL"
 
 
 def described(model: Mapping[str, Any], environ: Mapping[str, str] = os.environ, **more: Any) -> Start:
@@ -154,7 +156,7 @@ def described(model: Mapping[str, Any], environ: Mapping[str, str] = os.environ,
 
     if on(MLA_OFF):
         model = {**model, "kv_lora_rank": None}
-    return Start(model=model, v2_runner=on(V2_RUNNER), **more)
+    return Start(model=model, **more)
 
 
 def asked(args: Any, model: Mapping[str, Any]) -> Start:
@@ -177,4 +179,5 @@ def asked(args: Any, model: Mapping[str, Any]) -> Start:
         pooling=value("runner", "auto") == "pooling" or value("convert", "auto") in ("embed", "classify"),
         cache_dtype=str(value("kv_cache_dtype", "auto")),
         unified_cache=bool(value("disable_hybrid_kv_cache_manager", False)),
+        prompts_in_graphs=prompts_in_graphs(value("compilation_config", None)),
     )

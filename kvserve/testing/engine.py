@@ -13,7 +13,6 @@ from kvserve.testing.checks import Result, found, with_budget
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # so that scheduler and worker can be looked into
-    "VLLM_USE_V2_MODEL_RUNNER": "0",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "OMP_NUM_THREADS": "1",  # a tiny model gains nothing from more

@@ -6,7 +6,7 @@ from argparse import Namespace
 from collections.abc import MutableMapping
 from typing import Any
 
-from kvserve.startup.refusals import V2_RUNNER, asked, refusal
+from kvserve.startup.refusals import asked, refusal
 from server.cli import embedded, memory, plugins
 from server.cli.architecture import configuration
 from server.cli.flags import UsageError, add_flags, check_early, options_of
@@ -116,22 +116,6 @@ def _cache_size(args: Namespace, config: dict[str, Any], available: int) -> int:
     return memory.default(found, available, engines)
 
 
-def prepare_cuda(args: Namespace, environ: MutableMapping[str, str]) -> None:
-    """The V1 runner, and CUDA graphs that leave attention out, where lengths change. Raises UsageError."""
-    from vllm.config import CompilationConfig, CUDAGraphMode
-
-    if environ.setdefault(V2_RUNNER, "0") != "0":
-        raise UsageError(f"{V2_RUNNER}={environ[V2_RUNNER]}: kvserve runs on vLLM's V1 model runner; set it to 0")
-    config = args.compilation_config
-    config = CompilationConfig(**config) if isinstance(config, dict) else config or CompilationConfig()
-    if config.cudagraph_mode is None:
-        config.cudagraph_mode = CUDAGraphMode.PIECEWISE
-    elif config.cudagraph_mode not in (CUDAGraphMode.PIECEWISE, CUDAGraphMode.NONE):
-        mode = config.cudagraph_mode.name
-        raise UsageError(f"--compilation-config cudagraph_mode {mode}: kvserve allows PIECEWISE and NONE")
-    args.compilation_config = config
-
-
 # -- the command --------------------------------------------------------------------------------------
 
 
@@ -164,8 +148,6 @@ def parsed(argv: list[str]) -> Namespace:
     if current_platform.is_cpu():
         if (told := prepare_cpu(args, is_embedded, os.environ, config)) is not None:
             print(f"kvserve serve: {told}", file=sys.stderr)
-    elif current_platform.is_cuda_alike():
-        prepare_cuda(args, os.environ)
     if args.gpu_memory_utilization is None:
         from vllm.config import CacheConfig
 

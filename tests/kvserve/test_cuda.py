@@ -33,12 +33,12 @@ def test_worker_makes_its_runner_where_vllm_asks_for_one(cuda_worker):
     assert "_make_model_runner" in vars(cuda_worker)
 
 
-@pytest.mark.parametrize("mode", [CUDAGraphMode.FULL, CUDAGraphMode.FULL_AND_PIECEWISE])
-def test_full_graphs_are_refused(monkeypatch, mode):
-    plain = config(compilation_config=SimpleNamespace(cudagraph_mode=mode))
+def test_prompts_in_full_graphs_are_refused(monkeypatch):
+    plain = config(compilation_config=SimpleNamespace(cudagraph_mode=CUDAGraphMode.FULL))
     guard.refuse_unsupported(plain)  # on CPU there are none, whatever the mode
     monkeypatch.setattr(type(current_platform), "is_cuda_alike", lambda self: True)
-    with pytest.raises(guard.UnsupportedError, match="PIECEWISE"):
+    with pytest.raises(guard.UnsupportedError, match="FULL_AND_PIECEWISE"):
         guard.refuse_unsupported(plain)
-    plain.compilation_config.cudagraph_mode = CUDAGraphMode.PIECEWISE
-    guard.refuse_unsupported(plain)
+    for mode in (CUDAGraphMode.PIECEWISE, CUDAGraphMode.FULL_AND_PIECEWISE, CUDAGraphMode.FULL_DECODE_ONLY):
+        plain.compilation_config.cudagraph_mode = mode
+        guard.refuse_unsupported(plain)

@@ -75,7 +75,6 @@ def config(**changes):
             },
             "--disable-hybrid-kv-cache-manager",
         ),
-        ({"use_v2_model_runner": True}, "VLLM_USE_V2_MODEL_RUNNER=0"),
     ],
 )
 def test_combinations_that_cannot_work(change, says):

@@ -148,7 +148,7 @@ def test_doctor_says_what_the_guard_says(
 
 @pytest.mark.parametrize(
     ("variable", "changed", "code"),
-    [("VLLM_MLA_DISABLE", {"kv_lora_rank": 512}, 0), ("VLLM_USE_V2_MODEL_RUNNER", {}, 1)],
+    [("VLLM_MLA_DISABLE", {"kv_lora_rank": 512}, 0), ("VLLM_USE_V2_MODEL_RUNNER", {}, 0)],
 )
 def test_doctor_and_serve_read_the_environment_alike(
     variable: str, changed: dict[str, object], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -161,22 +161,12 @@ def test_vllms_own_parser(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     assert caught.value.code == 2
 
 
-def test_cuda_runs_the_v1_runner_with_piecewise_graphs() -> None:
+def test_whole_prompts_in_cuda_graphs_are_refused() -> None:
     pytest.importorskip("vllm")
-    from vllm.config import CompilationConfig, CUDAGraphMode
+    from vllm.config import CompilationConfig
 
-    environ: dict[str, str] = {}
-    for given, expected in (
-        (CompilationConfig(), CUDAGraphMode.PIECEWISE),
-        ({}, CUDAGraphMode.PIECEWISE),
-        (None, CUDAGraphMode.PIECEWISE),
-        (CompilationConfig(cudagraph_mode="NONE"), CUDAGraphMode.NONE),
-    ):
-        args = _args(compilation_config=given)
-        launch.prepare_cuda(args, environ)
-        assert args.compilation_config.cudagraph_mode == expected
-    assert environ == {launch.V2_RUNNER: "0"}
-    with pytest.raises(UsageError, match="cudagraph_mode FULL"):
-        launch.prepare_cuda(_args(compilation_config=CompilationConfig(cudagraph_mode="FULL")), environ)
-    with pytest.raises(UsageError, match=launch.V2_RUNNER):
-        launch.prepare_cuda(_args(compilation_config=None), {launch.V2_RUNNER: "1"})
+    for fine in (None, {}, CompilationConfig(), {"cudagraph_mode": "FULL_AND_PIECEWISE"}):
+        launch.refuse(_args(compilation_config=fine), {})
+    for full in ({"cudagraph_mode": "FULL"}, CompilationConfig(cudagraph_mode="FULL")):
+        with pytest.raises(UsageError, match="cudagraph_mode FULL"):
+            launch.refuse(_args(compilation_config=full), {})
