@@ -38,7 +38,9 @@ def whole_pass(
         set_forward_context(None, runner.vllm_config, num_tokens=len(positions), slot_mapping={}, skip_compiled=True),
     ):
         # M-RoPE: a token of text has the same position on all three axes.
-        runner.model(input_ids=token_ids, positions=positions.expand(3, -1) if runner.model_config.uses_mrope else positions)
+        runner.model(
+            input_ids=token_ids, positions=positions.expand(3, -1) if runner.model_config.uses_mrope else positions
+        )
 
 
 class LayerwisePass:

@@ -31,12 +31,12 @@ from kvserve.startup.facts import kinds_of, known
 from kvserve.startup.options import KVOptions
 
 
-class Rows(NamedTuple):
+class BatchRow(NamedTuple):
     """The tokens of one request in the batch of a step."""
 
     req_id: str
     position: int  # logical, of the first one
-    count: int
+    tokens: int
 
 
 class KVRunner:
@@ -142,7 +142,7 @@ class KVRunner:
 
     # -- a step: tokens --------------------------------------------------------------------------------
 
-    def _kv_begin_step(self, kv: Compactor, rows: Iterable[Rows]) -> None:
+    def _kv_begin_step(self, kv: Compactor, rows: Iterable[BatchRow]) -> None:
         """The coming step has these rows, in the order of the batch."""
         if not kv.requests:
             self._kv_idle(kv)
@@ -162,7 +162,7 @@ class KVRunner:
         for lengths in self._kv_lengths.values():
             lengths.end_step()
 
-    def _kv_spans(self, kv: Compactor, rows: Sequence[Rows]) -> Iterable[Span]:
+    def _kv_spans(self, kv: Compactor, rows: Sequence[BatchRow]) -> Iterable[Span]:
         """The tokens that the coming step has of requests of ours."""
         first = 0
         for req_id, position, count in rows:

@@ -10,7 +10,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from kvserve.channels import Plan
 from kvserve.engine.compactor import Compactor
 from kvserve.runner.attention import Alike, shape_of
-from kvserve.runner.base import KVRunner, Rows
+from kvserve.runner.base import BatchRow, KVRunner
 from kvserve.runner.lengths import shift_slots
 
 
@@ -45,10 +45,10 @@ class V1Runner(KVRunner):
             if req_id in cached.resumed_req_ids and req_id in kv.requests:
                 kv.restart(req_id, computed)
 
-    def _kv_rows(self, counts: dict[str, int]) -> Iterator[Rows]:
+    def _kv_rows(self, counts: dict[str, int]) -> Iterator[BatchRow]:
         batch = self.input_batch  # type: ignore[attr-defined]
         for i, req_id in enumerate(batch.req_ids):
-            yield Rows(req_id, int(batch.num_computed_tokens_cpu[i]), counts[req_id])
+            yield BatchRow(req_id, int(batch.num_computed_tokens_cpu[i]), counts[req_id])
 
     def _kv_rewrite_row(self, plan: Plan) -> None:
         blocks = list(plan.dst)
@@ -63,7 +63,7 @@ class V1Runner(KVRunner):
         return torch.tensor(self.requests[req_id].block_ids[group][:count], device=self.device)  # type: ignore[attr-defined]
 
     def _determine_batch_execution_and_padding(self, *args: Any, **kwargs: Any) -> Any:
-        """A step whose layers someone of ours watches in ways that a replayed graph cannot serve is not replayed whole."""
+        """A step that someone watches layer by layer is not replayed as one CUDA graph."""
         if self.kv is not None and self.kv.watched and kwargs.get("force_uniform_decode") is None:
             kwargs["force_uniform_decode"] = False
         return super()._determine_batch_execution_and_padding(*args, **kwargs)  # type: ignore[misc]

@@ -51,8 +51,8 @@ class Start:
 
 MLA_OFF = "VLLM_MLA_DISABLE"
 PROMPTS_IN_GRAPHS = (
-    "CUDA graphs of whole steps for prompts too (cudagraph_mode FULL): a replayed prompt shows nobody its queries; start "
-    "with --compilation-config.cudagraph_mode FULL_AND_PIECEWISE, as vLLM does by default"
+    "CUDA graphs of whole steps for prompts too (cudagraph_mode FULL): a replayed prompt shows nobody its queries; "
+    "start with --compilation-config.cudagraph_mode FULL_AND_PIECEWISE, as vLLM does by default"
 )
 BIASED = "ALiBi: the kernel's bias goes by the slot of a token, which a compaction changes"
 UNIFIED = (

@@ -165,9 +165,10 @@ def _warm_up(tokens: int) -> Replay:
 
 def judged(replay: Replay, output: EngineCoreOutput) -> Judgement | None:
     """What the engine's answer says; None if it is none. Of equally likely tokens each is a first choice."""
-    found = output.new_prompt_logprobs_tensors
-    if found is None:
+    found, answered = output.new_prompt_logprobs_tensors, len(replay.request.prompt_token_ids or ()) - replay.prompt
+    if found is None or answered < 1:
         return None
-    chosen, best = found.logprobs[replay.prompt - 1 :].unbind(dim=1)  # row i is about token i + 1
+    # The last row is about the last token; the first, on the V2 runner, about the first behind a cached prefix.
+    chosen, best = found.logprobs[-answered:].unbind(dim=1)
     same = (chosen >= best).tolist()
     return Judgement(sum(same) / len(same), [*same, False].index(False) / len(same))

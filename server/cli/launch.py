@@ -145,9 +145,8 @@ def parsed(argv: list[str]) -> Namespace:
     is_embedded = choose_model(args)
     if (config := known_configuration(args)) is not None:
         refuse(args, config)
-    if current_platform.is_cpu():
-        if (told := prepare_cpu(args, is_embedded, os.environ, config)) is not None:
-            print(f"kvserve serve: {told}", file=sys.stderr)
+    if current_platform.is_cpu() and (told := prepare_cpu(args, is_embedded, os.environ, config)) is not None:
+        print(f"kvserve serve: {told}", file=sys.stderr)
     if args.gpu_memory_utilization is None:
         from vllm.config import CacheConfig
 

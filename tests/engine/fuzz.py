@@ -113,17 +113,14 @@ def check(llm: Any, seen: Counter[str]) -> None:
     assert all(pool.blocks[i].ref_cnt == n for i, n in owners.items()), "reference counts"
     assert pool.get_num_free_blocks() == len(pool.blocks) - 1 - len(held), "free list"
     running = {r.request_id: r for r in scheduler.running}
-    for req_id, row in runner.input_batch.req_id_to_index.items():
+    for req_id, written in harness.block_rows(runner).items():
         if req_id not in running:
             continue
         for g, manager in enumerate(managers):
             if not isinstance(manager, CompressibleManager):
                 continue  # the worker is not told which blocks have left a window
             ids = [b.block_id for b in manager.req_to_blocks[req_id]]
-            assert runner.requests[req_id].block_ids[g] == ids, f"blocks of {req_id}"
-            table = runner.input_batch.block_table[g]
-            count = table.num_blocks_per_row[row]
-            assert table.block_table.np[row, :count].tolist() == ids, f"block table row of {req_id}"
+            assert all(row == ids for row in written(g)), f"block table rows of {req_id}"
             known = runner.kv.requests.get(req_id)
             assert (known.offset.get(g, 0) if known else 0) == manager.offset.get(req_id, 0), f"offset of {req_id}"
         seen["rows"] += 1

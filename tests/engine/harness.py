@@ -3,8 +3,9 @@
 import gc
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from vllm import LLM, SamplingParams
@@ -112,6 +113,30 @@ def scheduler(llm: LLM) -> Any:
 
 def runner(llm: LLM) -> Any:
     return llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+
+
+def is_v2(runner: Any) -> bool:
+    return hasattr(runner, "req_states")
+
+
+def block_rows(runner: Any) -> dict[str, Callable[[int], list[list[int]]]]:
+    """By request: a group -> its block ids, in each of the places where this model runner keeps them."""
+    if is_v2(runner):
+        return {req_id: partial(_rows_of_v2, runner, row) for req_id, row in runner.req_states.req_id_to_index.items()}
+    return {
+        req_id: partial(_rows_of_v1, runner, req_id, row) for req_id, row in runner.input_batch.req_id_to_index.items()
+    }
+
+
+def _rows_of_v1(runner: Any, req_id: str, row: int, group: int) -> list[list[int]]:
+    table = runner.input_batch.block_table[group]
+    written = table.block_table.np[row, : table.num_blocks_per_row[row]].tolist()
+    return [runner.requests[req_id].block_ids[group], written]
+
+
+def _rows_of_v2(runner: Any, row: int, group: int) -> list[list[int]]:
+    tables = runner.block_tables
+    return [tables.block_tables[group].gpu[row, : tables.num_blocks.np[group, row]].tolist()]
 
 
 def free_blocks(llm: LLM) -> int:

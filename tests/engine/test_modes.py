@@ -1,4 +1,4 @@
-"""The ways vLLM can run: asynchronous scheduling, other processes, tensor parallelism, torch.compile.
+"""The ways vLLM can run: its two model runners, asynchronous scheduling, processes, tensor parallelism, torch.compile.
 
 Each must say what the plain in-process engine says; those that need another environment or compile run in a process
 of their own.
@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.engine import harness, taught
+from tests.engine.interpreted import V2
 
 PROMPTS = [harness.tokens(n, seed=n) for n in (300, 450, 620)]
 POLICIES = [
@@ -26,9 +27,13 @@ MODES = {
     "tensor-parallel": {"engine": {"tensor_parallel_size": 2}, "env": {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}},
     "compiled": {"engine": {"enforce_eager": False}},
     "no-chunks": {"engine": {"max_num_batched_tokens": 4096}},
+    "v2": {"env": V2},
+    "v2-async": {"asynchronous": True, "env": V2},
+    "v2-tensor-parallel": {"engine": {"tensor_parallel_size": 2}, "env": {**V2, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}},
     "groups": {"options": {"groups": 4}},
 }
 
+SLOW = ["v2-async", "v2-tensor-parallel"]
 ELSEWHERE = [mode for mode, setting in MODES.items() if "env" in setting or mode == "compiled"]
 
 
@@ -54,7 +59,9 @@ def plain(model):
     return answers(model)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "mode", [pytest.param(mode, marks=pytest.mark.slow) if mode in SLOW else mode for mode in MODES]
+)
 def test_same_answers(mode, model, plain):
     said, counts = (elsewhere if mode in ELSEWHERE else answers)(model, **MODES[mode])
     assert counts == plain[1]

@@ -16,26 +16,24 @@ CACHES = {"float32": ("float32", "auto"), "bfloat16": ("bfloat16", "auto"), "fp8
 
 def shuffle_through(runner):
     """Make every step begin by rewriting every running request's cache in place."""
-    stock, moved = runner._update_states, {"tokens": 0}
+    stock, moved = runner._kv_begin_step, {"tokens": 0}
 
-    def rewriting(scheduler_output):
-        result = stock(scheduler_output)
-        for i, req_id in enumerate(runner.input_batch.req_ids):
-            held = int(runner.input_batch.num_computed_tokens_cpu[i])
-            known = runner.kv.requests.get(req_id)
-            for group, layers in runner.kv.layers.items():
-                held -= known.offset.get(group, 0) if known else 0
-                size = runner.input_batch.block_table[group].block_size
-                blocks = torch.tensor(runner.requests[req_id].block_ids[group][: -(-held // size)])
+    def rewriting(kv, rows):
+        rows = list(rows)
+        stock(kv, rows)
+        for req_id, position, _ in rows:
+            known = kv.requests.get(req_id)
+            for group, layers in kv.layers.items():
+                held = position - (known.offset.get(group, 0) if known else 0)
                 for layer in layers:
                     if held:
+                        blocks = runner._kv_blocks(req_id, group, -(-held // layer.cache.keys.block_size))
                         everything = torch.arange(held).expand(layer.num_kv_heads, -1)
                         for tokens in layer.cache:
                             tokens.write(blocks, tokens.pick(blocks, everything))
                         moved["tokens"] += held
-        return result
 
-    runner._update_states = rewriting
+    runner._kv_begin_step = rewriting
     return moved
 
 
