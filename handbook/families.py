@@ -31,7 +31,10 @@ FAMILIES: dict[str, Family] = {
     "mixtral": Family("Mixtral", "", ALL, "experts"),
     "olmo": Family("OLMoE", "", ALL, "experts; normalised over all heads at once"),
     "gemma2": Family("Gemma 2", "", FULL, "the soft cap of the logits is part of what policies rank by"),
-    "gemma3": Family("Gemma 3", "text and pictures", FULL, "window layers stay as vLLM has them"),
+    "gemma3": Family(
+        "Gemma 3", "text and pictures", FULL,
+        "window layers stay as vLLM has them; with a picture only `full`, as its tokens attend to each other",
+    ),
     "gpt-oss": Family("gpt-oss", "", FULL, "learned sinks are part of what policies rank by"),
     "cohere": Family("Cohere", "Command R", ALL, "interleaved rotation"),
     "cohere2": Family("Cohere 2", "Command R7B, Command A", FULL, "they are not rotated"),

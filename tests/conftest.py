@@ -20,6 +20,7 @@ QUICK = """
 bench evals handbook measuring policies test_names.py test_rooms.py
 kvserve/test_admission.py kvserve/test_gather.py kvserve/test_ksa_config.py kvserve/test_queries.py
 kvserve/test_request.py kvserve/test_salts.py kvserve/test_slots.py kvserve/test_summary_file.py kvserve/test_view.py
+kvserve/test_vllm_0_33.py
 loadtests/test_plots.py loadtests/test_report.py loadtests/test_sizes.py loadtests/test_soak.py
 loadtests/test_cpu_time.py
 models/test_mini_network.py models/test_mini_tasks.py models/test_mini_tokenizer.py

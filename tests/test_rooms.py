@@ -12,7 +12,7 @@ BELOW = [
     "kvserve.policy",
     "kvserve.stats",
     "kvserve.channels",
-    *(f"kvserve.startup.{name}" for name in ("guard", "options", "refusals")),
+    *(f"kvserve.startup.{name}" for name in ("guard", "options", "refusals", "version", "vllm_0_33")),
 ]
 ROOMS = {  # what a room may import of this project, beside itself; from the ground up
     "policies": ["kvserve.policy"],

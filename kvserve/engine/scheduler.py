@@ -1,6 +1,7 @@
 """vLLM's scheduler, which also decides when, and to how many tokens, a request's cache shrinks."""
 
 import time
+from functools import partial
 from typing import Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -20,6 +21,7 @@ from kvserve.engine.tracked import Tracked, tracked_of
 from kvserve.policy import request as wire
 from kvserve.startup.guard import refuse_unsupported
 from kvserve.startup.options import KVOptions
+from kvserve.startup.vllm_0_33 import Hit, hit_within
 
 
 class _Compressing:
@@ -67,29 +69,18 @@ class _Compressing:
         tracked = self.kv_requests.get(req_id)
         return (tracked is None or tracked.shared) and not self.kv.shrunk(req_id)
 
-    def _get_local_prefix_cache_hit(self, request: Request) -> tuple[Any, int, int, bool]:
+    def _get_local_prefix_cache_hit(self, request: Request, *given: int | None) -> Hit:
         """A hit skips queries; leave to compute those that the policy, or a canary, wants: the last ones, or all."""
-        found: tuple[Any, int, int, bool] = super()._get_local_prefix_cache_hit(request)  # type: ignore[misc]
+        look_up = partial(super()._get_local_prefix_cache_hit, request)  # type: ignore[misc]
         if (tracked := self.kv_requests.get(request.request_id)) is None:
-            return found
+            return look_up(*given)
+        limit = request.num_tokens
         with self.kv_faults.guard(request, "its prompt was being read"):
-            if found[1] > (limit := tracked.hit_limit(request.num_tokens)):
-                found = self._kv_shorter_hit(request, limit)
+            limit = tracked.hit_limit(request.num_tokens)
+        found = hit_within(limit, request, look_up, given, self.kv_cache_manager)  # type: ignore[attr-defined]
         if not tracked.counted:
             request.skip_reading_prefix_cache = True  # it has read: this keeps it out of vLLM's hit rate
         return found
-
-    def _kv_shorter_hit(self, request: Request, limit: int) -> tuple[Any, int, int, bool]:
-        """The longest hit of at most `limit` tokens, looked up anew.
-
-        A longer one cannot be cut: it holds the blocks of a sliding window, and the state of a recurrent layer, at its
-        own end only.
-        """
-        manager = self.kv_cache_manager  # type: ignore[attr-defined]
-        if limit <= 0:
-            return manager.empty_kv_cache_blocks, 0, 0, False
-        blocks, hit, uncached = manager.coordinator.find_longest_cache_hit(request.block_hashes, limit)
-        return manager.create_kv_cache_blocks(blocks), hit, hit + uncached if uncached else 0, False
 
     def _reserve_prefill_lookahead(self, request: Request, num_computed_tokens: int, num_new_tokens: int) -> int:
         """vLLM's last word on how many tokens a step computes of a request."""

@@ -18,9 +18,14 @@ def refuse_prompt_logprobs(policy: Policy) -> None:
 
 
 def refuse_pictures(policy: Policy, facts: Facts) -> None:
-    """Where a token of a picture has several positions, undoing the rotation by one of them would be wrong."""
-    problem = None
-    if facts.mrope and find(Rotation, policy.evidence):
+    """Where a token of a picture has several positions, undoing the rotation by one of them would be wrong.
+
+    Where its tokens attend to each other, the kernel is told between which positions they lie, and finds them by slot.
+    """
+    problem, instead = None, "choose another policy"
+    if facts.picture_spans and policy.compresses:
+        problem, instead = "moves tokens, and on this model those of a picture attend to each other", "use 'full'"
+    elif facts.mrope and find(Rotation, policy.evidence):
         problem = (
             "undoes the rotation of queries or keys, and on this model a token of a picture or video is rotated by "
             "several positions (M-RoPE), not by one"
@@ -29,7 +34,7 @@ def refuse_pictures(policy: Policy, facts: Facts) -> None:
         problem = "has the model repeat the prompt, which can be done with text only"
     if problem is not None:
         raise PolicyError(
-            f"kv_policy {policy.name!r} {problem}; send text only, or choose another policy",
+            f"kv_policy {policy.name!r} {problem}; send text only, or {instead}",
             param="kv_policy.name",
             reason="unsupported",
         )

@@ -36,6 +36,7 @@ class Facts(NamedTuple):
     output_problem: str | None = None  # why the output projections of layers cannot be read; None: they can
     unrotated: int = 0  # of the compressible layers, those without RoPE
     mrope: bool = False  # tokens of pictures have several positions (M-RoPE), those of text one
+    picture_spans: bool = False  # tokens of a picture attend to each other, also to later ones
     summaries: Summaries | None = None  # None: the model has no summary parameters
     pool_blocks: int = 0  # that requests can hold, of all groups together
     block_sizes: tuple[int, ...] = ()  # tokens, of each group of compressible layers

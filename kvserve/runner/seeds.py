@@ -1,4 +1,4 @@
-"""`seed` on a request whose prompt is read in several steps, on CPU: a work-around for vLLM 0.32.
+"""`seed` on a request whose prompt is read in several steps, on CPU: a work-around for vLLM 0.32 and 0.33.
 
 A step that reads a part of a prompt draws a token for it too, and drops it. vLLM then sets the request's generator
 back by `set_offset`, which a CPU generator does not have: the engine dies. Here such a request's generator is not
@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from kvserve.startup.guard import vllm_version
+from kvserve.startup.version import vllm_version
 
-NEEDED = (vllm_version() or "").startswith("0.32.")
+NEEDED = (vllm_version() or "").startswith(("0.32.", "0.33."))
 """Look at `GPUModelRunner._bookkeeping_sync` of another version before this one is made to include it."""
 
 

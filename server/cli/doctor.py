@@ -36,7 +36,8 @@ def _machine() -> Iterator[Finding]:
 
 
 def _vllm() -> Finding:
-    from kvserve.startup.guard import SUPPORTED, problem, vllm_version
+    from kvserve.startup.guard import SUPPORTED, problem
+    from kvserve.startup.version import vllm_version
 
     if (why := problem()) is not None:
         return Finding(False, "vllm", why)

@@ -7,6 +7,7 @@ from collections.abc import MutableMapping
 from typing import Any
 
 from kvserve.startup.refusals import asked, refusal
+from kvserve.startup.vllm_0_33 import moved
 from server.cli import embedded, memory, plugins
 from server.cli.architecture import configuration
 from server.cli.flags import UsageError, add_flags, check_early, options_of
@@ -121,10 +122,10 @@ def _cache_size(args: Namespace, config: dict[str, Any], available: int) -> int:
 
 def vllm_parser() -> Any:
     """vLLM's parser of `serve` with our group and our defaults."""
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    parser = make_arg_parser(FlexibleArgumentParser(prog="kvserve serve", usage=USAGE, description=DESCRIPTION))
+    bare = FlexibleArgumentParser(prog="kvserve serve", usage=USAGE, description=DESCRIPTION)
+    parser = moved("make_arg_parser")(bare)
     add_flags(parser.add_argument_group("kvserve", "Compression of the KV cache."))
     parser.set_defaults(
         model=None,  # so that a named model can be told from vLLM's default
@@ -160,9 +161,7 @@ def serve(argv: list[str]) -> int:
     try:
         check_early(argv)
         plugins.allow(os.environ)
-        from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
-
-        cli_env_setup()
+        moved("cli_env_setup")()
         args = parsed(argv)
     except UsageError as error:
         print(f"kvserve serve: {error}", file=sys.stderr)

@@ -125,7 +125,7 @@ def show_policies(name: str | None, as_json: bool) -> int:
 
 
 def _version() -> str:
-    from kvserve.startup.guard import vllm_version
+    from kvserve.startup.version import vllm_version
 
     return f"kvserve {kvserve.__version__} (vLLM {vllm_version() or 'not installed'})"
 

@@ -22,8 +22,8 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 
 import kvserve
 from kvserve.channels import take_totals
-from kvserve.startup.guard import vllm_version
 from kvserve.startup.options import switched_on
+from kvserve.startup.version import vllm_version
 from kvserve.stats import SECONDS, SHARES, Histogram
 from server.canary.canary import QUALITY, CanaryFindings
 from server.metrics.board import Board, View, board

@@ -150,7 +150,8 @@ def tensor_parallel(batches):
 def test_tensor_parallel(tmp_path):
     pairs = [(where, rank) for i, where in enumerate(ON_ONE) for rank in ((0, 1) if where == "scores" else (i % 2,))]
     failing = [asked(where, ON_ONE[where], rank=rank, key=f"{where}{rank}") for where, rank in pairs]
-    env = {"PYTHONPATH": raising.plugin(tmp_path / "site"), "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    path = os.pathsep.join(filter(None, [raising.plugin(tmp_path / "site"), os.environ.get("PYTHONPATH")]))
+    env = {"PYTHONPATH": path, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
     alone, among = run([[], failing], env)
     assert among[:3] == alone
     for policy, (reason, why, *_) in zip(failing, among[3:], strict=True):

@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 
 from kvserve.policy import Facts, Moment, registry, request
-from kvserve.policy.admission import fitting, whole_prefill
+from kvserve.policy.admission import fitting, refuse_pictures, whole_prefill
 from kvserve.policy.errors import PolicyError
 
 FACTS = Facts(num_layers=4, groups=1, block_size=32, pool_tokens=736, max_model_len=4096, chunk=256)
@@ -73,3 +73,19 @@ def test_what_is_read_after_the_compaction_counts_as_generated():
     assert fitting(policy, 3000, 200, FACTS) == 200
     kept = request.parse({"name": "streaming", "budget": 128, "at": 500, "decode": False})
     assert fitting(kept, 1000, 200, FACTS) == 107  # 128 + 500 that stay, and one token's room for the next
+
+
+@pytest.mark.parametrize("name", COMPRESSING)
+def test_pictures_whose_tokens_attend_to_each_other_are_not_compressed(name):
+    facts = FACTS._replace(picture_spans=True)
+    with pytest.raises(PolicyError, match="attend to each other; send text only, or use 'full'") as error:
+        refuse_pictures(request.parse(name), facts)
+    assert error.value.reason == "unsupported"
+    refuse_pictures(request.parse("full"), facts)
+
+
+def test_other_pictures_are():
+    for facts in (FACTS, FACTS._replace(mrope=True)):
+        refuse_pictures(request.parse("snapkv"), facts)
+    with pytest.raises(PolicyError, match=r"\(M-RoPE\), not by one; send text only, or choose another policy"):
+        refuse_pictures(request.parse("expected-attention"), FACTS._replace(mrope=True))

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from kvserve.startup import guard
+from kvserve.startup import guard, vllm_0_33
 
 
 @pytest.fixture(autouse=True)
@@ -19,9 +19,20 @@ def test_this_vllm_is_known():
 
 
 def test_unknown_version(monkeypatch):
-    monkeypatch.setattr(guard, "vllm_version", lambda: "0.33.0")
-    with pytest.raises(guard.UnsupportedError, match=r"vLLM 0\.32\.x and found 0\.33\.0"):
+    monkeypatch.setattr(guard, "vllm_version", lambda: "0.34.0")
+    with pytest.raises(guard.UnsupportedError, match=r"vLLM 0\.32\.x and 0\.33\.x, and found 0\.34\.0"):
         guard.verify()
+
+
+def test_each_version_is_held_to_its_own_signatures(monkeypatch):
+    """With the other's number the installed vLLM has the wrong ones."""
+    other = "0.32.0" if vllm_0_33.INSTALLED else "0.33.0"
+    monkeypatch.setattr(guard, "vllm_version", lambda: other)
+    assert "Scheduler._get_local_prefix_cache_hit(self request" in guard.problem()
+
+
+def test_what_moved_is_found():
+    assert all(callable(vllm_0_33.moved(name)) for name in vllm_0_33.MOVED)
 
 
 def test_changed_signature(monkeypatch):

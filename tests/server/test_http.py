@@ -104,7 +104,8 @@ def test_responses_stream(client: openai.OpenAI) -> None:
     events: list[Any] = list(
         client.responses.create(model=MODEL, input=TEXT, max_output_tokens=8, stream=True, extra_body=QUARTER)
     )
-    assert (events[0].type, events[-1].type) == ("response.created", "response.completed")
+    assert events[0].type == "response.created"
+    assert events[-1].type in ("response.completed", "response.incomplete")  # as vLLM 0.33 says when tokens ran out
     _compressed(events[-1].response.usage)
 
 
