@@ -59,7 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver, folder: Path) -> Iterator[ServerUnderTest]:
-    command = ["kvserve", "serve", "--api-server-count", "2", "--otlp-traces-endpoint", receiver.url]
+    command = ["kvserve", "serve", "mini", "--api-server-count", "2", "--otlp-traces-endpoint", receiver.url]
     command += ["--max-model-len", "4096", "--kv-resident-tokens", "2048", "--kv-policy", "streaming:0.5"]
     command += ["--num-gpu-blocks-override", str(BLOCKS + 1), "--max-num-batched-tokens", "2048"]
     more = {**tracing.ENVIRON, "PROMETHEUS_MULTIPROC_DIR": str(folder)}
