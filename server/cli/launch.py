@@ -58,7 +58,7 @@ def _api_servers(args: Namespace) -> int:
 def choose_model(args: Namespace) -> bool:
     """Fill in the model and its name; returns whether it is the mini model. Raises UsageError and FetchError."""
     chosen = choose(args.model_tag or args.model)
-    args.model = chosen.model
+    args.model, args.model_tag = chosen.model, None  # vLLM would put the tag over the model again
     if chosen.served_as is not None:
         args.served_model_name = args.served_model_name or [chosen.served_as]
     return chosen.is_mini

@@ -83,7 +83,7 @@ def test_embedded_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     monkeypatch.setattr(embedded, "folder", lambda: tmp_path)
     args = _args(model_tag="mini")
     assert launch.choose_model(args)
-    assert (args.model, args.served_model_name) == (str(tmp_path), ["kvserve-mini"])
+    assert (args.model, args.model_tag, args.served_model_name) == (str(tmp_path), None, ["kvserve-mini"])
     named = _args(model="mini", served_model_name=["x"])
     launch.choose_model(named)
     assert named.served_model_name == ["x"]
