@@ -38,7 +38,7 @@ $(VENV)-kvpress/.ready: pyproject.toml
 	$(VENV)-kvpress/bin/python -m pip install --disable-pip-version-check --editable ".[kvpress]"
 	@touch $@
 
-serve: $(VENV)/.$(ENGINE) ## serve the embedded model, or MODEL=..., on HOST:PORT; ARGS="..." goes to vllm serve
+serve: $(VENV)/.$(ENGINE) ## serve a small real model, fetched once, or MODEL=..., on HOST:PORT; ARGS="..." goes to vllm serve
 	$(BIN)/kvserve serve $(MODEL) --host $(HOST) --port $(PORT) $(ARGS)
 
 check: $(VENV)/.$(ENGINE)-dev ## formatting, lint and types; prints how many lines each room of kvserve has

@@ -25,7 +25,8 @@ from measuring.journal import settings_of
 from measuring.machine import about
 from measuring.results import write
 from measuring.server import ServerDied
-from models import MINI
+from models.fetch import located
+from models.wheels import FetchError
 
 
 @contextmanager
@@ -36,9 +37,8 @@ def asked(args: argparse.Namespace) -> Iterator[tuple[str, Path | None]]:
         return
     from transformers import AutoConfig
 
-    model = args.model or str(MINI)
-    layers = AutoConfig.from_pretrained(model).num_hidden_layers
-    flags = [*([args.model] if args.model else []), "--kv-groups", str(layers), "--dtype", args.dtype]
+    layers = AutoConfig.from_pretrained(located(args.model or "mini")).num_hidden_layers
+    flags = [args.model or "mini", "--kv-groups", str(layers), "--dtype", args.dtype]
     with tempfile.TemporaryDirectory() as folder:
         print("kvserve eval: starting a server", file=sys.stderr)
         with serving(flags, [PLUGINS], KVSERVE_EVALS_ORACLE=folder) as url:
@@ -59,7 +59,7 @@ async def measure(chosen: Chosen, url: str, folder: Path | None, path: Path) -> 
     book = EvalJournal(path, settings, about())
     try:
         wanted = folder is not None and any(each.name == ORACLE for each in contestants)
-        oracle = Oracle(args.model or str(MINI), folder) if wanted and folder else None
+        oracle = Oracle(located(args.model or "mini"), folder) if wanted and folder else None
         runner = Runner(
             chosen.sections, contestants, cards, endpoint, book, args.items, args.seed, args.at_once, oracle
         )
@@ -99,7 +99,7 @@ def main(argv: Sequence[str]) -> int:
         _finish(found, out)
         path.unlink()
 
-    return attempted("kvserve eval", run, (ServerDied, OpenAIError), path)
+    return attempted("kvserve eval", run, (ServerDied, OpenAIError, FetchError), path)
 
 
 def _so_far(path: Path) -> dict[str, Any]:

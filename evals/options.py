@@ -15,7 +15,7 @@ from models.tasks.scene import FORMS
 
 DESCRIPTION = "Quality of policies over an OpenAI endpoint; prints a table, writes JSON, Markdown and curves."
 EXAMPLES = """examples:
-  kvserve eval --short                                  the table of the repository, on the embedded model
+  kvserve eval --short                                  the table of the repository, on the mini model
   kvserve eval --policies snapkv h2o --budgets 0.25     two policies between full, random and oracle
   kvserve eval --tasks chain --protocol decode --budgets 64 128 --forced
   kvserve eval --policies '{"name": "snapkv", "window": 8}' snapkv --budgets 0.1 0.25
@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     where = made.add_argument_group("who is asked")
     where.add_argument("--base-url", metavar="URL", help="a running server (default: start one on a free port)")
     where.add_argument("--api-key", default="-", metavar="KEY", help="for --base-url")
-    where.add_argument("--model", help="a folder to serve (default: the embedded one), or a name at --base-url")
+    where.add_argument("--model", help="a folder or name to serve (default: mini), or a name at --base-url")
     where.add_argument("--policies", nargs="+", default=["all"], metavar="NAME|JSON", help="(default: all installed)")
     what = made.add_argument_group("what is asked")
     table = what.add_mutually_exclusive_group()

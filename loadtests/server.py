@@ -9,12 +9,12 @@ from measuring import server
 from measuring.server import Server
 
 MODEL = "kvserve-mini"
-FLAGS = ("--enforce-eager", "--block-size", str(BLOCK))
+FLAGS = ("mini", "--enforce-eager", "--block-size", str(BLOCK))
 
 
 @contextmanager
 def serving(pool: int, longest: int, log: Path) -> Iterator[Server]:
-    """A server of the embedded model with `pool` usable blocks, once it is healthy. Raises ServerDied.
+    """A server of the mini model with `pool` usable blocks, once it is healthy. Raises ServerDied.
 
     longest: tokens that it accepts per request.
     """

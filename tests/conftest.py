@@ -23,8 +23,9 @@ kvserve/test_request.py kvserve/test_salts.py kvserve/test_slots.py kvserve/test
 kvserve/test_vllm_0_33.py
 loadtests/test_plots.py loadtests/test_report.py loadtests/test_sizes.py loadtests/test_soak.py
 loadtests/test_cpu_time.py
-models/test_mini_network.py models/test_mini_tasks.py models/test_mini_tokenizer.py
-deploy/test_kubernetes.py deploy/test_rules.py server/test_choice.py server/test_cli.py server/test_usage.py
+models/test_fetch.py models/test_mini_network.py models/test_mini_tasks.py models/test_mini_tokenizer.py
+deploy/test_kubernetes.py deploy/test_rules.py
+server/test_choice.py server/test_chosen_model.py server/test_cli.py server/test_usage.py
 """.split()
 """What `make quick` runs, below this folder: it imports no vLLM and starts no Python, so no engine and no server."""
 NOT_QUICK = """

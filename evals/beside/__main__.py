@@ -103,7 +103,7 @@ def _run(args: argparse.Namespace, path: Path) -> None:
     ledger = SidesJournal(path, settings(args)) if "quality" in args.parts else None
     if args.so_far and ledger is not None:
         return _finish(found | asyncio.run(so_far(args, ledger)), args.out)
-    with serving(["--kv-groups", "4", "--dtype", "float32"]) as url:
+    with serving(["mini", "--kv-groups", "4", "--dtype", "float32"]) as url:
         found |= asyncio.run(measure(args, url, ledger))
     _finish(found, args.out)
     if ledger is not None:

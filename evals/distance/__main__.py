@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = ["--dtype", args.dtype, "--kv-groups", str(len(layout.about.layers))]
 
     def run() -> None:
-        with serving([*flags, *(["--model", str(args.model)] if args.model != MINI else [])]) as url:
+        with serving(["mini" if args.model == MINI else str(args.model), *flags]) as url:
             found = asyncio.run(ask(url, args, layout))
         written = text(found, layout, args)
         write(args.out, found.record(layout, args), written)

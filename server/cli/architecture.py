@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from kvserve.startup.refusals import described, reasons, useless
+from models.fetch import located
+from models.fetchable import MODELS, is_fetched
 from server.cli import embedded, memory
 from server.cli.report_line import Finding
 
@@ -14,7 +16,10 @@ CPU_BLOCK = 128
 
 
 def model_findings(name: str | None) -> Iterator[Finding]:
-    path = name or embedded.folder()
+    if name in MODELS and not is_fetched(MODELS[name]) and not Path(name).is_dir():
+        yield Finding(False, "model", f"{name} is not fetched; `kvserve models {name}` does that")
+        return
+    path = located(name) if name else embedded.folder()
     if path is None:
         yield Finding(False, "model", "this installation has no embedded model; name one")
         return

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from kvserve.evidence import calibration
 from kvserve.policy import LayerView, registry
+from models.fetch import located
+from models.wheels import FetchError
 from server.cli.corpus import CorpusError, text_of, windows
 from server.cli.embedded import folder
 
@@ -28,10 +30,10 @@ def calibrate(args: argparse.Namespace) -> int:
     if problem is not None:
         print(f"kvserve calibrate: {problem}", file=sys.stderr)
         return 2
-    llm = _engine(args)
     try:
+        llm = _engine(args)
         prompts = windows(text_of(args.corpus), _encoder(llm), args.tokens, args.window)
-    except CorpusError as error:
+    except (CorpusError, FetchError) as error:
         print(f"kvserve calibrate: {error}", file=sys.stderr)
         return 1
     probes = _probed(llm, prompts)
@@ -39,7 +41,7 @@ def calibrate(args: argparse.Namespace) -> int:
     if "q_abs" not in tensors:
         print("note: this model's positions are not a plain rotary embedding; no query statistics", file=sys.stderr)
     tokens = sum(map(len, prompts))
-    about = {"model": Path(args.model or "embedded").name, "tokens": str(tokens), "corpus": _corpus_name(args)}
+    about = {"model": Path(args.model or "mini").name, "tokens": str(tokens), "corpus": _corpus_name(args)}
     calibration.save(args.output, tensors, llm.llm_engine.vllm_config.model_config.hf_config, about)
     print(f"{args.output}: {tokens:,} tokens in {len(prompts)} prompts, {args.output.stat().st_size:,} bytes")
     print(_concentration(tensors))
@@ -70,7 +72,7 @@ def _engine(args: argparse.Namespace) -> Any:
     from vllm import LLM
 
     return LLM(
-        model=args.model or str(folder()),
+        model=located(args.model) if args.model else str(folder()),
         dtype=args.dtype,
         tensor_parallel_size=args.tensor_parallel_size,
         trust_remote_code=args.trust_remote_code,

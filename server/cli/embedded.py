@@ -1,8 +1,10 @@
-"""The model that comes with kvserve."""
+"""The mini model, which comes with kvserve."""
 
 from importlib.util import find_spec
 from pathlib import Path
 
+NAME = "mini"
+"""What it is called on the command line."""
 SERVED_NAME = "kvserve-mini"
 CACHE_GIB = 2
 """KV cache on CPU unless the user says otherwise; vLLM would take a large share of the machine."""

@@ -8,8 +8,10 @@ from typing import Any
 
 from kvserve.startup.refusals import asked, refusal
 from kvserve.startup.vllm_0_33 import moved
+from models.wheels import FetchError
 from server.cli import embedded, memory, plugins
 from server.cli.architecture import configuration
+from server.cli.chosen_model import choose
 from server.cli.flags import UsageError, add_flags, check_early, options_of
 
 SCHEDULER = "kvserve.engine.scheduler.KVScheduler"
@@ -17,8 +19,9 @@ WORKER = "kvserve.engine.worker.KVWorker"
 CPU_CACHE = "VLLM_CPU_KVCACHE_SPACE"
 
 USAGE = "kvserve serve [MODEL] [any vllm serve flag] [--kv-policy NAME[:BUDGET]]"
-DESCRIPTION = """Serve MODEL (a folder or a Hugging Face name; without it the embedded one) on an OpenAI-compatible
-API at 127.0.0.1:8000. Every flag of `vllm serve` works; flags of kvserve are in the group "kvserve".
+DESCRIPTION = """Serve MODEL on an OpenAI-compatible API at 127.0.0.1:8000: a folder, a Hugging Face name, one of
+`kvserve models`, or `mini`, which comes with kvserve. Without MODEL a small real one, fetched at the first start; where
+that cannot be had, `mini`. Every flag of `vllm serve` works; flags of kvserve are in the group "kvserve".
 
 Search by using: `--help=kvserve`, `--help=<ConfigGroup>` or `--help=<flag>`; `--help=all` shows everything.
 `kvserve policies` lists the policies, `kvserve doctor` says what this machine can serve.
@@ -54,16 +57,12 @@ def _api_servers(args: Namespace) -> int:
 
 
 def choose_model(args: Namespace) -> bool:
-    """Fill in the embedded model if none is named; returns whether it was. Raises UsageError."""
-    args.model = args.model_tag or args.model
-    if args.model is not None:
-        return False
-    path = embedded.folder()
-    if path is None:
-        raise UsageError("this installation has no embedded model; name one: kvserve serve MODEL")
-    args.model = str(path)
-    args.served_model_name = args.served_model_name or [embedded.SERVED_NAME]
-    return True
+    """Fill in the model and its name; returns whether it is the mini model. Raises UsageError and FetchError."""
+    chosen = choose(args.model_tag or args.model)
+    args.model, args.model_tag = chosen.model, None  # vLLM would put the tag over the model again
+    if chosen.served_as is not None:
+        args.served_model_name = args.served_model_name or [chosen.served_as]
+    return chosen.is_mini
 
 
 def known_configuration(args: Namespace) -> dict[str, Any] | None:
@@ -81,7 +80,7 @@ def refuse(args: Namespace, config: dict[str, Any]) -> None:
 
 
 def prepare_cpu(
-    args: Namespace, is_embedded: bool, environ: MutableMapping[str, str], config: dict[str, Any] | None = None
+    args: Namespace, is_mini: bool, environ: MutableMapping[str, str], config: dict[str, Any] | None = None
 ) -> str | None:
     """Choose a small cache, unless the user chose a size in one of vLLM's ways. Returns the line to print about it.
 
@@ -90,7 +89,7 @@ def prepare_cpu(
     chosen = args.kv_cache_memory_bytes is not None or args.gpu_memory_utilization is not None
     if chosen or environ.get(CPU_CACHE, "0") not in ("", "0"):
         return None
-    if is_embedded:
+    if is_mini:
         environ[CPU_CACHE] = str(embedded.CACHE_GIB)
         return f"KV cache: {embedded.CACHE_GIB} GiB; {memory.FLAGS} changes that"
     if config is None:
@@ -138,15 +137,15 @@ def vllm_parser() -> Any:
 
 
 def parsed(argv: list[str]) -> Namespace:
-    """vLLM's arguments, ready to run; sets environment variables that vLLM reads. Raises UsageError."""
+    """vLLM's arguments, ready to run; sets environment variables that vLLM reads. Raises UsageError and FetchError."""
     from vllm.platforms import current_platform
 
     args: Namespace = vllm_parser().parse_args(argv)
     switch_on(args)
-    is_embedded = choose_model(args)
+    is_mini = choose_model(args)
     if (config := known_configuration(args)) is not None:
         refuse(args, config)
-    if current_platform.is_cpu() and (told := prepare_cpu(args, is_embedded, os.environ, config)) is not None:
+    if current_platform.is_cpu() and (told := prepare_cpu(args, is_mini, os.environ, config)) is not None:
         print(f"kvserve serve: {told}", file=sys.stderr)
     if args.gpu_memory_utilization is None:
         from vllm.config import CacheConfig
@@ -166,6 +165,11 @@ def serve(argv: list[str]) -> int:
     except UsageError as error:
         print(f"kvserve serve: {error}", file=sys.stderr)
         return 2
+    except FetchError as error:
+        print(f"kvserve serve: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:  # while a model is fetched
+        return 130
     _run(args)
     return 0
 

@@ -9,9 +9,11 @@ import kvserve
 from server.cli import check_policy
 
 EXAMPLES = """examples:
-  kvserve serve                                          the embedded model on 127.0.0.1:8000
+  kvserve serve                                          a small real model on 127.0.0.1:8000, fetched if need be
+  kvserve serve mini                                     the mini model, which comes with kvserve
   kvserve serve Qwen/Qwen3-8B --kv-policy snapkv:0.25    compress by default to a quarter
   kvserve serve --help=kvserve                           flags of kvserve; every `vllm serve` flag works too
+  kvserve models                                         small real models that can be fetched
   kvserve policies snapkv                                its parameters, ranges and defaults
   kvserve check-policy my-policy                         does it keep to the contract
   kvserve calibrate Qwen/Qwen3-8B -o qwen3-8b.safetensors    statistics for triattention and prefixkv's offline profile
@@ -38,9 +40,12 @@ def parser() -> argparse.ArgumentParser:
     policies = commands.add_parser("policies", help="list the installed policies, or show one")
     policies.add_argument("name", nargs="?", metavar="NAME", help="show this policy's parameters")
     policies.add_argument("--json", action="store_true", help="print what GET /v1/kv/policies answers")
+    models = commands.add_parser("models", help="list the small real models that can be fetched, or fetch one")
+    models.add_argument("name", nargs="?", metavar="NAME", help="fetch this one, unless it is there")
+    models.add_argument("--json", action="store_true", help="print it as JSON")
     _check_policy_arguments(commands)
     doctor = commands.add_parser("doctor", help="what this machine, this vLLM and a model can serve")
-    doctor.add_argument("model", nargs="?", metavar="MODEL", help="folder or name (default: the embedded model)")
+    doctor.add_argument("model", nargs="?", metavar="MODEL", help="folder or name (default: mini)")
     calibrate = commands.add_parser("calibrate", help="write the statistics that calibrated policies need")
     _calibrate_arguments(calibrate)
     return top
@@ -56,11 +61,11 @@ def _check_policy_arguments(commands: "argparse._SubParsersAction[argparse.Argum
     )
     parser.add_argument("name", metavar="NAME", help="name, name:budget, or a JSON object with parameters")
     parser.add_argument("--no-engine", action="store_true", help="only the checks on tensors")
-    parser.add_argument("--model", metavar="MODEL", help="folder or name, for the engine (default: the embedded model)")
+    parser.add_argument("--model", metavar="MODEL", help="folder or name, for the engine (default: mini)")
 
 
 def _calibrate_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="folder or name (default: the embedded model)")
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="folder or name (default: mini)")
     parser.add_argument("--corpus", type=Path, metavar="FILE", help="UTF-8 text (default: Python's own documentation)")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the file to write")
     parser.add_argument("--tokens", type=int, default=32_768, metavar="N", help="tokens to read (default: %(default)s)")
@@ -95,6 +100,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     if args.command == "policies":
         return show_policies(args.name, args.json)
+    if args.command == "models":
+        from server.cli.model_list import show_models
+
+        return show_models(args.name, args.json)
     if args.command == "check-policy":
         return check_policy.check(args.name, args.model, not args.no_engine)
     if args.command == "calibrate":

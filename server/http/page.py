@@ -5,12 +5,15 @@ from importlib.resources import files
 from fastapi import FastAPI
 from starlette.responses import JSONResponse, Response
 
+from models import HARBOUR
+
 PATH = "/kv"
 TYPES = {
     "html": "text/html; charset=utf-8",
     "css": "text/css; charset=utf-8",
     "js": "text/javascript; charset=utf-8",
     "svg": "image/svg+xml",
+    "txt": "text/plain; charset=utf-8",
 }
 HEADERS = {
     "Content-Security-Policy": (
@@ -24,8 +27,8 @@ HEADERS = {
 
 
 def _pages() -> dict[str, bytes]:
-    """File name -> content."""
-    found = (file for file in files("server").joinpath("page").iterdir())
+    """File name -> content; also the text that samples ask about."""
+    found = [*files("server").joinpath("page").iterdir(), HARBOUR]
     return {file.name: file.read_bytes() for file in found if _type(file.name) is not None}
 
 

@@ -29,8 +29,15 @@ async function checked(response) {
   return response;
 }
 
+const answer = async (path) => checked(await fetch(path, { headers: headers() }));
+
 export async function get(path) {
-  return (await checked(await fetch(path, { headers: headers() }))).json();
+  return (await answer(path)).json();
+}
+
+/** One of the page's own files. */
+export async function text(path) {
+  return (await answer(path)).text();
 }
 
 /** The events of a streamed answer, as they come. */

@@ -1,7 +1,7 @@
 // Starts the page: asks for the statistics and hands them to the panels.
 
 import { get } from "./api.js";
-import { offerPolicies, setUp } from "./compare.js";
+import { offer, setUp } from "./compare.js";
 import { askForKey, onKey, showKeyButton } from "./key.js";
 import { showMemory } from "./memory.js";
 import { Poll } from "./poll.js";
@@ -24,7 +24,7 @@ function note(text) {
 
 async function ask() {
   const stats = await get("v1/kv/stats");
-  await offerPolicies();
+  await offer(stats.model);
   return stats;
 }
 

@@ -2,28 +2,32 @@
 
 import { get } from "./api.js";
 import { Column } from "./column.js";
-import { SAMPLES } from "./samples.js";
+import { startFor } from "./samples.js";
 
 const MOST = 4;
-const WANTED = ["full", "snapkv:0.25", "streaming:0.25", "scissorhands:0.25", "knorm:0.25", "random:0.25"];
 
 const at = (id) => document.getElementById(id);
 const columns = [];
 let cards = null;
+let samples = {};
+let policies = [];
 let abort = null;
 let numbered = 0;
 
-/** Load the policies once there is access; `model` says what to ask. */
-export async function offerPolicies() {
+/** Load the policies once there is access, and show what suits the model. */
+export async function offer(model) {
   if (cards) return;
   ({ data: cards } = await get("v1/kv/policies"));
+  ({ samples, policies } = startFor(model));
   for (const wanted of usable().slice(0, MOST)) add(wanted);
+  at("sample").replaceChildren(...Object.keys(samples).map((name) => new Option(name, name)));
+  if (!at("prompt").value) await fillIn();
   at("run").disabled = false;
 }
 
 function usable() {
   const names = new Set(cards.filter((card) => card.supported !== false).map((card) => card.name));
-  return WANTED.filter((wanted) => names.has(wanted.split(":")[0]));
+  return policies.filter((wanted) => names.has(wanted.split(":")[0]));
 }
 
 function add(wanted) {
@@ -104,7 +108,6 @@ function soon() {
 /** `model`: a function that gives the name to ask for. */
 export function setUp(model) {
   at("run").disabled = true;
-  at("sample").replaceChildren(...Object.keys(SAMPLES).map((name) => new Option(name, name)));
   at("sample").addEventListener("change", fillIn);
   at("compare").addEventListener("submit", (event) => {
     event.preventDefault();
@@ -115,7 +118,6 @@ export function setUp(model) {
   });
   at("cancel").addEventListener("click", () => abort?.abort());
   at("add").addEventListener("click", () => add(unused()).choice.name.focus());
-  fillIn();
 }
 
 const unused = () => {
@@ -123,8 +125,11 @@ const unused = () => {
   return usable().find((wanted) => !used.has(wanted.split(":")[0])) ?? usable()[0];
 };
 
-function fillIn() {
-  const { text, tokens } = SAMPLES[at("sample").value];
+async function fillIn() {
+  const chosen = at("sample").value;
+  const { prompt, tokens } = samples[chosen];
+  const text = await prompt();
+  if (at("sample").value !== chosen) return; // another one while this one was loading
   at("prompt").value = text;
   at("length").value = tokens;
   at("prompt").scrollTop = at("prompt").scrollHeight;

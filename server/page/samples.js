@@ -1,4 +1,6 @@
-// Prompts to begin with. All but the last are in the few wordings that the embedded model was trained on.
+// Prompts and policies to begin with: for the mini model in the few wordings that it was trained on, for others a text to read.
+
+import { text } from "./api.js";
 
 const TOWN = `The harbour town wakes before the sun does. Nets are lifted from their hooks and checked for holes.
 The first boats leave when the tide turns, whatever the clock says. A bell marks the hour at which the bridge opens.
@@ -45,14 +47,35 @@ const LINES = ["marble reef cactus fox", "icy piano brave raven ribbon", "clever
 const PROGRAM = ["t2 = 31", "s9 = t2", "a4 = 58", "q1 = s9", "e7 = a4", "h3 = 76", "n8 = q1", "c5 = h3", "r6 = e7", "d0 = n8", "u2 = c5",
   "j9 = r6"].map((step, i) => `Step ${12 + i}: ${step}.`);
 
-const sample = (text, tokens = 128) => ({ text, tokens });
+const sample = (prompt, tokens = 128) => ({ prompt: async () => prompt, tokens });
 
-export const SAMPLES = {
-  "Eight codes in a text, one question": sample(woven(CODES, "What is the code for gentle kitten?")),
+/** A question about a text of 1,100 tokens. */
+const asked = (question, tokens = 64) => ({ prompt: async () => `${await text("kv/harbour.txt")}\n${question}`, tokens });
+
+const CODES_ASKED = sample(woven(CODES, "What is the code for gentle kitten?"));
+const OPEN = sample(woven(CODES, `
+
+Describe the town in three sentences. Then list every code in the text with its name, in alphabetical order.`), 384);
+
+const MINI = {
+  "Eight codes in a text, one question": CODES_ASKED,
   "A chain of names": sample(woven(ALIASES, "Trace w8.")),
   "Numbered lines": sample(`${LINES.join("\n")}\n${TOWN.slice(0, 24).join(" ")} Repeat line 33.`),
   "A program, with a long answer": sample(`${PROGRAM.join("\n")} Run the program.`, 384),
-  "Open question, for larger models": sample(woven(CODES, `
-
-Describe the town in three sentences. Then list every code in the text with its name, in alphabetical order.`), 384),
+  "Open question, for larger models": OPEN,
 };
+
+const REAL = {
+  "A harbour town: the ferry": asked("What is the name of the ferry to the island?"),
+  "A harbour town: the museum": asked("What is the name of the stuffed pelican?"),
+  "A harbour town: a summary": asked("Summarize the text in three sentences.", 128),
+  "Eight codes in a text, one question": CODES_ASKED,
+  "Open question, for larger models": OPEN,
+};
+
+/** {samples: {name: {prompt: async () => string, tokens}}, policies: ["name:budget"], the first ones to be shown}. */
+export function startFor(model) {
+  return model === "kvserve-mini"
+    ? { samples: MINI, policies: ["full", "snapkv:0.25", "streaming:0.25", "scissorhands:0.25", "knorm:0.25", "random:0.25"] }
+    : { samples: REAL, policies: ["full", "rkv:0.25", "snapkv:0.25", "streaming:0.25", "tova:0.25", "random:0.25"] };
+}

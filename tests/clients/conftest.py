@@ -11,7 +11,7 @@ from tests.clients.scraper import Scraper, scraping
 from tests.clients.shell import Shell
 from tests.server.running import ServerUnderTest, launched, wait_for
 
-COMMAND = "kvserve serve --max-model-len 4096".split()
+COMMAND = "kvserve serve mini --max-model-len 4096".split()
 
 
 class RunningServer(NamedTuple):

@@ -38,7 +38,7 @@ class Observed:
 @pytest.fixture(scope="package")
 def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
     pytest.importorskip("vllm")
-    command = ["kvserve", "serve", "--max-model-len", "2048", "--num-gpu-blocks-override", str(BLOCKS)]
+    command = ["kvserve", "serve", "mini", "--max-model-len", "2048", "--num-gpu-blocks-override", str(BLOCKS)]
     command += ["--kv-canary", "1.0"]
     more = {"PYTHONPATH": raising.plugin(tmp_path_factory.mktemp("site"))}
     with serving(tmp_path_factory.mktemp("server") / "log", command, more) as server, ExitStack() as stack:

@@ -15,6 +15,7 @@ from evals.items import draw
 from evals.options import chosen
 from evals.oracle import Oracle
 from evals.protocols import kv_policy
+from models import MINI
 
 PLANTED = Path(__file__).parent / "planted"
 
@@ -153,7 +154,7 @@ def test_the_oracle_keeps_what_the_answer_attends_to(server, world):
 
     async def ask():
         endpoint = Endpoint(url, "kvserve-mini")
-        oracle, right = Oracle(str(command.MINI), folder), 0
+        oracle, right = Oracle(str(MINI), folder), 0
         known = (await endpoint.policies())["oracle"]["parameters"]["properties"]
         for number in range(10):
             sized = await endpoint.sized(draw(world, "niah", "completion", 512, number, seed=9))

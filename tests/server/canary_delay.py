@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.server.running import ServerUnderTest, serving, wait_for
 
-COMMAND = "kvserve serve --max-model-len 8192".split()
+COMMAND = "kvserve serve mini --max-model-len 8192".split()
 LONG = {"name": "streaming", "budget": 256, "prefill": "chunks"}  # not found in the prefix cache: all is replayed
 STATES = ("off", "idle", "replaying")
 

@@ -1,4 +1,4 @@
-"""The README's pictures of the live page: `python -m tests.server.pictures` starts a server, loads it and looks."""
+"""The README's pictures of the live page: `python -m tests.server.pictures` serves a real model, loads it and looks."""
 
 import random
 import tempfile
@@ -6,13 +6,14 @@ import threading
 import time
 from pathlib import Path
 
+from models.fetchable import DEFAULT
 from tests.server.browsing import chromium, look, picture
 from tests.server.running import KEY, ServerUnderTest, serving, wait_for
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
-SECONDS = 75  # of traffic before the picture
+SECONDS = 150  # of traffic before the picture
 CLIENTS = 7
-COMMAND = "kvserve serve --max-model-len 8192 --kv-resident-tokens 4096 --num-gpu-blocks-override 144".split()
+COMMAND = f"kvserve serve {DEFAULT} --kv-resident-tokens 4096 --num-gpu-blocks-override 144".split()
 TRAFFIC = ["full", "snapkv:0.25", "streaming:512", "h2o:0.25", "keydiff:0.3", "tova:0.4"]
 
 
@@ -21,7 +22,7 @@ def busy(server: ServerUnderTest, seed: int, end: float) -> None:
     rng = random.Random(seed)
     while time.monotonic() < end:
         prompt = rng.choices(range(10, 2000), k=rng.randint(400, 2400))
-        server.complete(prompt, rng.choice(TRAFFIC), max_tokens=rng.randint(500, 900))
+        server.complete(prompt, rng.choice(TRAFFIC), model=DEFAULT, max_tokens=rng.randint(60, 240), timeout=600)
         time.sleep(rng.random())
 
 
@@ -42,16 +43,16 @@ def take(folder: Path = IMAGES) -> None:
         browser.get(server.url + "/kv")
         browser.execute_script("sessionStorage.setItem('kvserve-key', arguments[0])", KEY)
         browser.refresh()
-        end = time.monotonic() + SECONDS + 30
+        end = time.monotonic() + SECONDS + 120
         clients = [threading.Thread(target=busy, args=(server, seed, end)) for seed in range(CLIENTS)]
         for client in clients:
             client.start()
         time.sleep(SECONDS)
         browser.find_element("id", "run").click()
-        wait_for(lambda: browser.find_element("id", "progress").text == "Done", 60)
+        wait_for(lambda: browser.find_element("id", "progress").text == "Done", 300)
         for scheme in ("light", "dark"):
             look(browser, scheme, 1280, 1400, 1.5)
-            wait_for(lambda: len(browser.find_elements("css selector", "#running tr")) >= CLIENTS - 1, 60)
+            wait_for(lambda: len(browser.find_elements("css selector", "#running tr")) >= CLIENTS - 1, 120)
             time.sleep(0.6)  # bars take half a second to their new lengths
             picture(browser, folder / f"kv-page-{scheme}.png")
             small(folder / f"kv-page-{scheme}.png")

@@ -14,7 +14,7 @@ from tests.server.running import KEY, MODEL, ServerUnderTest, serving, wait_for
 
 pytest.importorskip("vllm")
 
-COMMAND = "kvserve serve --max-model-len 8192 --kv-resident-tokens 4096 --num-gpu-blocks-override 160".split()
+COMMAND = "kvserve serve mini --max-model-len 8192 --kv-resident-tokens 4096 --num-gpu-blocks-override 160".split()
 COLUMNS = ["full", "snapkv:0.25", "streaming:0.25", "scissorhands:0.25"]
 
 

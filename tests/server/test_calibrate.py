@@ -124,7 +124,7 @@ def test_server_refuses_another_models_file(made, tmp_path):
 
     other = tmp_path / "other.safetensors"
     save_file(load_file(made[2]), other, metadata={"format": calibration.FORMAT, "config": "0" * 64, "model": "other"})
-    command = [sys.executable, "-m", "server.cli.main", "serve", "--kv-calibration", str(other), "--port", "0"]
+    command = [sys.executable, "-m", "server.cli.main", "serve", "mini", "--kv-calibration", str(other), "--port", "0"]
     command += ["--enforce-eager", "--dtype", "float32", "--max-model-len", "2048"]
     env = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)

@@ -41,7 +41,7 @@ def adapter(folder: Path, seed: int) -> Path:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerUnderTest]:
-    command = "kvserve serve --max-model-len 2048 --kv-canary 1 --enable-lora --max-lora-rank 8".split()
+    command = "kvserve serve mini --max-model-len 2048 --kv-canary 1 --enable-lora --max-lora-rank 8".split()
     command += "--max-loras 1 --max-cpu-loras 1".split()  # so that a second adapter drives out the first
     more = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
     with serving(tmp_path_factory.mktemp("server") / "log", command, more) as running:

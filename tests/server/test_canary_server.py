@@ -9,7 +9,7 @@ from typing import Any
 import openai
 import pytest
 
-from models.demo import prompt
+from models.demo import codes
 from tests.server.running import MODEL, ServerUnderTest, serving, wait_for
 
 pytest.importorskip("vllm")
@@ -34,7 +34,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(log: Path) -> Iterator[ServerUnderTest]:
-    command = ["kvserve", "serve", "--kv-canary", "1.0", "--max-model-len", "8192", "--enable-log-requests"]
+    command = ["kvserve", "serve", "mini", "--kv-canary", "1.0", "--max-model-len", "8192", "--enable-log-requests"]
     with serving(log, command) as running:
         yield running
 
@@ -59,7 +59,7 @@ def _quality(server: ServerUnderTest, name: str, policy: str) -> float:
 def _chat(server: ServerUnderTest, seed: int, policy: Any, **more: Any) -> list[int]:
     """Tokens of a greedy answer."""
     extra = {"kv_policy": policy, "return_token_ids": True} | more.pop("extra_body", {})
-    wanted = {"model": MODEL, "messages": prompt(seed, 1000), "max_tokens": 20, "temperature": 0, "extra_body": extra}
+    wanted = {"model": MODEL, "messages": codes(seed, 1000), "max_tokens": 20, "temperature": 0, "extra_body": extra}
     tokens: list[int] = server.client.chat.completions.create(**wanted | more).choices[0].token_ids  # type: ignore
     return tokens
 

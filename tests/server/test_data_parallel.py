@@ -25,7 +25,16 @@ def _tokens(count: int, seed: int) -> list[int]:
 
 def test_engines_add_up(tmp_path: Path) -> None:
     """Also with --disable-log-stats, which engines that are started apart from the API processes would obey."""
-    command = ["kvserve", "serve", "--data-parallel-size", "2", "--disable-log-stats", "--max-model-len", "4096"]
+    command = [
+        "kvserve",
+        "serve",
+        "mini",
+        "--data-parallel-size",
+        "2",
+        "--disable-log-stats",
+        "--max-model-len",
+        "4096",
+    ]
     command += ["--kv-resident-tokens", "2048", "--num-gpu-blocks-override", str(BLOCKS + 1)]
     with serving(tmp_path / "log", command) as server:
 

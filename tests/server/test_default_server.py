@@ -1,4 +1,4 @@
-"""`kvserve serve` as it is typed: every policy of the list answers in its short form; the start-up line says why."""
+"""`kvserve serve mini`: every policy of the list answers in its short form; the start-up line says why."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +24,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(log: Path) -> Iterator[ServerUnderTest]:
-    with serving(log, ["kvserve", "serve"], {"VLLM_LOGGING_LEVEL": "INFO"}) as running:
+    with serving(log, ["kvserve", "serve", "mini"], {"VLLM_LOGGING_LEVEL": "INFO"}) as running:
         yield running
 
 

@@ -15,7 +15,7 @@ PROMPT = "one two three four five six seven eight nine ten " * 30
 def server(tmp_path_factory):
     """With the plug-in of `tests.engine.raising` installed: an entry point, as any plug-in has."""
     path = raising.plugin(tmp_path_factory.mktemp("site"))
-    command = ["kvserve", "serve", "--max-model-len", "2048", "--enable-scale-out"]
+    command = ["kvserve", "serve", "mini", "--max-model-len", "2048", "--enable-scale-out"]
     with serving(tmp_path_factory.mktemp("server") / "log", command, {"PYTHONPATH": path}) as running:
         yield running
 

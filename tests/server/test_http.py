@@ -26,7 +26,7 @@ def _tokens(count: int, seed: int = 0) -> list[int]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerUnderTest]:
-    command = ["kvserve", "serve", "--max-model-len", str(LENGTH), "--kv-resident-tokens", "4096"]
+    command = ["kvserve", "serve", "mini", "--max-model-len", str(LENGTH), "--kv-resident-tokens", "4096"]
     command += ["--num-gpu-blocks-override", str(BLOCKS), "--max-num-batched-tokens", "2048"]
     with serving(tmp_path_factory.mktemp("server") / "log", command) as running:
         yield running

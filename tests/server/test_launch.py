@@ -81,10 +81,10 @@ def test_a_bad_policy_is_exit_code_2(flags: list[str], capsys: pytest.CaptureFix
 
 def test_embedded_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(embedded, "folder", lambda: tmp_path)
-    args = _args()
+    args = _args(model_tag="mini")
     assert launch.choose_model(args)
-    assert (args.model, args.served_model_name) == (str(tmp_path), ["kvserve-mini"])
-    named = _args(served_model_name=["x"])
+    assert (args.model, args.model_tag, args.served_model_name) == (str(tmp_path), None, ["kvserve-mini"])
+    named = _args(model="mini", served_model_name=["x"])
     launch.choose_model(named)
     assert named.served_model_name == ["x"]
 
@@ -99,11 +99,11 @@ def test_named_model(where: str) -> None:
 def test_no_embedded_model_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded, "folder", lambda: None)
     with pytest.raises(UsageError, match="kvserve serve MODEL"):
-        launch.choose_model(_args())
+        launch.choose_model(_args(model_tag="mini"))
 
 
 @pytest.mark.parametrize(
-    ("changed", "is_embedded", "before", "after"),
+    ("changed", "is_mini", "before", "after"),
     [
         ({}, True, {}, "2"),
         ({}, False, {}, None),
@@ -112,8 +112,8 @@ def test_no_embedded_model_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"gpu_memory_utilization": 0.92}, True, {}, None),
     ],
 )
-def test_cpu_cache(changed: dict[str, Any], is_embedded: bool, before: dict[str, str], after: str | None) -> None:
-    launch.prepare_cpu(_args(**changed), is_embedded, before)
+def test_cpu_cache(changed: dict[str, Any], is_mini: bool, before: dict[str, str], after: str | None) -> None:
+    launch.prepare_cpu(_args(**changed), is_mini, before)
     assert before.get(launch.CPU_CACHE) == after
 
 
@@ -148,7 +148,17 @@ def test_vllms_own_parser(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     monkeypatch.setattr("os.environ", {"PATH": ""})
     monkeypatch.setattr(embedded, "folder", lambda: tmp_path)
     args = launch.parsed(
-        ["--port", "8001", "--additional-config.mine", "1", "--kv-resident-tokens", "512", "--max-model-len", "2k"]
+        [
+            "--port",
+            "8001",
+            "--additional-config.mine",
+            "1",
+            "mini",
+            "--kv-resident-tokens",
+            "512",
+            "--max-model-len",
+            "2k",
+        ]
     )
     assert (args.model, args.port, args.max_model_len) == (str(tmp_path), 8001, 2000)
     assert args.additional_config == {"mine": 1, "kvserve": {"resident_tokens": 512}}
@@ -159,6 +169,16 @@ def test_vllms_own_parser(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     with pytest.raises(SystemExit) as caught:
         launch.parsed(["--no-such-flag"])
     assert caught.value.code == 2
+
+
+def test_a_model_that_cannot_be_had_is_exit_code_1(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("vllm")
+    monkeypatch.setattr("os.environ", {"PATH": "", "XDG_CACHE_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"})
+    monkeypatch.setattr("models.fetch.NEEDS", ())
+    assert launch.serve(["gemma-3-270m"]) == 1
+    assert "kvserve serve: gemma-3-270m is not downloaded while HF_HUB_OFFLINE=1" in capsys.readouterr().err
 
 
 def test_whole_prompts_in_cuda_graphs_are_refused() -> None:

@@ -23,7 +23,7 @@ TOKENS = random.Random(0).choices(range(10, 2000), k=500)
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerUnderTest]:
-    command = ["kvserve", "serve", "--max-model-len", str(LENGTH), "--enable-scale-out"]
+    command = ["kvserve", "serve", "mini", "--max-model-len", str(LENGTH), "--enable-scale-out"]
     command += ["--kv-policy", "streaming:0.25", "--kv-resident-tokens", "2048", "--num-gpu-blocks-override", "24"]
     with serving(tmp_path_factory.mktemp("server") / "log", command) as running:
         yield running

@@ -22,7 +22,17 @@ XARGS = {"vllm_xargs": {"kv_policy": "streaming:0.25"}}
 
 
 def test_default_policy(tmp_path: Path) -> None:
-    command = ["kvserve", "serve", "--max-model-len", "4096", "--kv-policy", "streaming:0.25", "--kv-groups", "2"]
+    command = [
+        "kvserve",
+        "serve",
+        "mini",
+        "--max-model-len",
+        "4096",
+        "--kv-policy",
+        "streaming:0.25",
+        "--kv-groups",
+        "2",
+    ]
     with serving(tmp_path / "log", command) as server:
         assert server.complete(TEXT).usage.kv_cache["policy"] == "streaming"
         assert server.complete(TEXT, "knorm:0.25").usage.kv_cache["policy"] == "knorm"
@@ -57,7 +67,7 @@ def test_stock_vllm_refuses_a_policy(tmp_path: Path) -> None:
 
 def test_without_a_policy_every_metric_of_vllm_is_as_on_stock_vllm(tmp_path: Path) -> None:
     counters = [f"vllm:{name}_total" for name in ("prompt_tokens", "generation_tokens", "request_success")]
-    kvserve = ["kvserve", "serve", "--max-model-len", "4096"]
+    kvserve = ["kvserve", "serve", "mini", "--max-model-len", "4096"]
     seen = []
     for command in (PLAIN, kvserve):
         with serving(tmp_path / "log", command) as server:

@@ -18,6 +18,8 @@ from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddlew
 
 from kvserve.startup.options import KVOptions
 from kvserve.stats import EngineTotals, Running
+from models import HARBOUR
+from models.demo import QUESTION
 from server.http.choice import Choice
 from server.http.plugin import KVEndpoints
 from server.http.service import Service
@@ -30,6 +32,7 @@ TYPES = {
     "/kv/style.css": "text/css; charset=utf-8",
     "/kv/app.js": "text/javascript; charset=utf-8",
     "/kv/icon.svg": "image/svg+xml",
+    "/kv/harbour.txt": "text/plain; charset=utf-8",
 }
 ONE = Running(
     id="1a2b3c4d",
@@ -74,6 +77,11 @@ def test_files_need_no_key_and_have_their_types(client: TestClient, path: str) -
 def test_every_file_is_served_as_it_is(client: TestClient) -> None:
     assert len(PAGE) > 10
     assert all(client.get(f"/kv/{name}").text == text for name, text in PAGE.items())
+
+
+def test_samples_ask_about_the_text_of_the_readme(client: TestClient) -> None:
+    assert client.get("/kv/harbour.txt").text == HARBOUR.read_text(encoding="utf-8")
+    assert '"kv/harbour.txt"' in PAGE["samples.js"] and QUESTION in PAGE["samples.js"]
 
 
 @pytest.mark.parametrize("name", ["nope.js", "..%2flive.py", "%2e%2e%2flive.py", "sub/app.js", "app"])
