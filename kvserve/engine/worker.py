@@ -37,7 +37,7 @@ class Probed:
 
 def _cpu_worker() -> type:
     from vllm.v1.worker import cpu_model_runner, cpu_worker
-    from vllm.v1.worker.cpu import model_runner
+    from vllm.v1.worker.cpu import model_runner as cpu_model_runner_v2
 
     from kvserve.runner.seeds import Seeds
     from kvserve.runner.v1 import V1Runner
@@ -46,7 +46,7 @@ def _cpu_worker() -> type:
     class CPURunnerV1(Seeds, V1Runner, cpu_model_runner.CPUModelRunner):
         """V1 runner on CPU."""
 
-    class CPURunnerV2(V2Runner, model_runner.CPUModelRunner):
+    class CPURunnerV2(V2Runner, cpu_model_runner_v2.CPUModelRunner):
         """V2 runner on CPU."""
 
     class CPUKVWorker(Probed, cpu_worker.CPUWorker):
@@ -60,7 +60,7 @@ def _cpu_worker() -> type:
         def init_device(self) -> None:
             with (
                 patch.object(cpu_worker, "CPUModelRunner", CPURunnerV1),
-                patch.object(model_runner, "CPUModelRunner", CPURunnerV2),
+                patch.object(cpu_model_runner_v2, "CPUModelRunner", CPURunnerV2),
             ):
                 super().init_device()
 
@@ -69,7 +69,7 @@ def _cpu_worker() -> type:
 
 def _cuda_worker() -> type:
     from vllm.v1.worker import gpu_model_runner, gpu_worker
-    from vllm.v1.worker.gpu import model_runner
+    from vllm.v1.worker.gpu import model_runner as gpu_model_runner_v2
 
     from kvserve.runner.v1 import V1Runner
     from kvserve.runner.v2 import V2Runner
@@ -77,7 +77,7 @@ def _cuda_worker() -> type:
     class CUDARunnerV1(V1Runner, gpu_model_runner.GPUModelRunner):
         """V1 runner on CUDA."""
 
-    class CUDARunnerV2(V2Runner, model_runner.GPUModelRunner):
+    class CUDARunnerV2(V2Runner, gpu_model_runner_v2.GPUModelRunner):
         """V2 runner on CUDA."""
 
     class CUDAKVWorker(Probed, gpu_worker.Worker):

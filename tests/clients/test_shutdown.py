@@ -58,7 +58,10 @@ def test_sigterm_during_load(running: RunningServer) -> None:
             time.sleep(0.05)
         assert _ended(process, family) == 0
         assert all(stream.ended(5) for stream in loaded)
-        assert all(_told(stream) for stream in loaded), [stream.end for stream in loaded]
+        ends = [stream.end for stream in loaded]
+        # On a busy machine a client may still read what a server finished before the signal.
+        assert all(_told(stream) or stream.end == "length" for stream in loaded), ends
+        assert any(_told(stream) for stream in loaded), ends
         wait_for(lambda: "Connection refused" in str(scraper.scrapes[-1].problem))
     assert scraper.unfit == []
     assert scraper.answers[-1].at > sent - 1

@@ -17,7 +17,7 @@ SYNCS = ("_local_scalar_dense", "item", "nonzero", "_to_copy")
 ALLOCATES = ("empty", "zeros", "ones", "full", "clone", "cat", "index", "new_")
 
 
-class Watching:
+class Observers:
     """A compactor of which only the observers count."""
 
     def __init__(self, *active):
@@ -43,7 +43,7 @@ def capturing(monkeypatch):
 
 
 def made(*active):
-    return LayerTap(Watching(*active), "layer", torch.zeros(TOKENS, HEADS, SIZE))
+    return LayerTap(Observers(*active), "layer", torch.zeros(TOKENS, HEADS, SIZE))
 
 
 def in_attention(layer_tap):
