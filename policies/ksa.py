@@ -96,6 +96,12 @@ class KSA(Policy):
                 "kvserve/summary.safetensors in its folder); make them with `kvserve train-summary`",
                 reason="unsupported",
             )
+        if facts.drafts:
+            raise PolicyError(
+                "kv_policy 'ksa' summarises a token once it is computed, and this server's speculative decoding may take "
+                "tokens back; start it without, or choose another policy",
+                reason="unsupported",
+            )
         size = facts.num_layers // facts.groups
         summarised = about.layers.count("summary")
         if summarised % size:

@@ -57,10 +57,11 @@ class Compactor:
         device: torch.device,
         trace: bool = False,
         more: Sequence[Observer] = (),
+        drafts: int = 0,  # tokens of a request in a step at most that may be undone
     ) -> None:
         self.layers = layers  # by group
-        self.queries = QueryRings(device)
-        self.gather = Gatherer(self.queries, layers)
+        self.queries = QueryRings(device, drafts)
+        self.gather = Gatherer(self.queries, layers, drafts)
         self.observers: list[Observer] = [self.queries, self.gather, *more]
         self.active: list[Observer] = []  # those that see the layers of the running step
         self._resting = False  # whether observers know that the running step has nothing for them

@@ -130,6 +130,26 @@ class _Compressing:
         self.kv_faults.tell(result)
         return result
 
+    def make_spec_decoding_stats(
+        self,
+        spec_decoding_stats: Any,
+        num_draft_tokens: int,
+        num_accepted_tokens: int,
+        num_invalid_spec_tokens: dict[str, int] | None,
+        request_id: str,
+    ) -> Any:
+        """vLLM tells here what became of the drafts of each request."""
+        if (tracked := self.kv_requests.get(request_id)) is not None:
+            tracked.drafted += num_draft_tokens - (num_invalid_spec_tokens or {}).get(request_id, 0)
+            tracked.accepted += num_accepted_tokens
+        return super().make_spec_decoding_stats(  # type: ignore[misc]
+            spec_decoding_stats,
+            num_draft_tokens=num_draft_tokens,
+            num_accepted_tokens=num_accepted_tokens,
+            num_invalid_spec_tokens=num_invalid_spec_tokens,
+            request_id=request_id,
+        )
+
     def _kv_report_early(self, outputs: list[Any]) -> None:
         """Stop strings are found by the front end, whose abort brings no output: report with every token."""
         for output in outputs:

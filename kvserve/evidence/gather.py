@@ -2,7 +2,8 @@
 
 The queries of a prompt chunk are counted as attention runs, when they and the keys are at hand. A generated
 token's query waits in its ring and is counted with up to FOLD others: at a compaction, or when the ring is
-full. The cache only grows in between, so counting late gives what counting at once would have.
+full. The cache only grows in between, so counting late gives what counting at once would have. With speculative
+decoding it also waits until it is known whether the token stays.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,9 +31,10 @@ class Gathered:
 class Gatherer(Observer):
     """Counts the queries of the requests that ask for it."""
 
-    def __init__(self, queries: QueryRings, layers: Mapping[int, Sequence[Layer]]) -> None:
+    def __init__(self, queries: QueryRings, layers: Mapping[int, Sequence[Layer]], drafts: int = 0) -> None:
         self.extra: tuple[str, ...] = ()  # gathered of every request beside what its policy reads: calibration
         self._queries, self._layers = queries, layers
+        self._late = 1 + drafts  # generated tokens of a step up to this number are counted later
         self._prompts: list[Span] = []
 
     def begin(self, record: Record, first: int) -> None:
@@ -50,13 +52,15 @@ class Gatherer(Observer):
 
     def wants(self, span: Span) -> bool:
         """Whether these tokens' queries are to be counted as attention runs."""
-        return span.position < span.record.prompt or (span.count > 1 and span.record.asks.observes == "all")
+        return span.position < span.record.prompt or (
+            span.count > self._late and span.record.asks.observes == "all"
+        )
 
     def waiting(self, span: Span) -> bool:
         """Whether the ring would lose a query that is not counted yet when these tokens' are stored or counted."""
         if span.record.asks.observes != "all" or span.position <= span.record.prompt:
             return False
-        room = FOLD if span.count == 1 else 1  # several at once are counted as attention runs, in their order
+        room = FOLD if span.count <= self._late else 1  # more at once are counted as attention runs, in their order
         return any(span.position - sums.upto >= room for sums in span.record.observed[self].layers.values())
 
     def _count_waiting(self, span: Span) -> None:

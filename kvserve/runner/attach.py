@@ -60,9 +60,19 @@ def layers_of(runner: Any) -> list[tuple[Layer, Any]]:
     return found
 
 
+def drafting_layers(runner: Any) -> set[str]:
+    """Names of the layers that a draft model brings. Their cache keeps every token, in a group of its own.
+
+    What they keep has no part in what the model says, and vLLM's drafting finds it by a token's position.
+    """
+    drafter = getattr(runner, "drafter", None) or getattr(runner, "speculator", None)
+    names = getattr(drafter, "_draft_attn_layer_names", None) or getattr(drafter, "draft_attn_layer_names", None)
+    return set(names or ())
+
+
 def refuse(runner: Any, specs: Mapping[str, KVCacheSpec]) -> None:
     """Raise UnsupportedError for what only the loaded model tells: see kvserve.startup.refusals."""
-    ours = [name for name, spec in specs.items() if compressible(spec)]
+    ours = [name for name, spec in specs.items() if compressible(spec) and name not in drafting_layers(runner)]
     attention = get_layers_from_vllm_config(runner.vllm_config, Attention)
     if any(getattr(attention[name].impl, "alibi_slopes", None) is not None for name in ours):
         raise UnsupportedError(f"kvserve does not support {BIASED}")

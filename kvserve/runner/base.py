@@ -27,7 +27,7 @@ from kvserve.runner import attach
 from kvserve.runner.lengths import GroupLengths
 from kvserve.runner.tap import LayerTap
 from kvserve.startup.bundles import chosen
-from kvserve.startup.facts import kinds_of, known
+from kvserve.startup.facts import drafts_of, kinds_of, known
 from kvserve.startup.options import KVOptions
 
 
@@ -68,14 +68,16 @@ class KVRunner:
         options, kinds = KVOptions.of(config), kinds_of(config)
         specs: dict[str, KVCacheSpec] = super().get_kv_cache_spec()  # type: ignore[misc]
         attach.refuse(self, specs)
-        ours = {name: spec for name, spec in specs.items() if compressible(spec)}
+        drafting = attach.drafting_layers(self)
+        served = {name: spec for name, spec in specs.items() if name not in drafting}
+        ours = {name: spec for name, spec in served.items() if compressible(spec)}
         trial = tried(self, list(ours))
         self.kv_ropes, self.kv_projections = ropes_of(self, trial.keys), trial.projections
         unprojected = [name for name in ours if name not in self.kv_projections]
         unknown = [name for name in ours if name not in self.kv_ropes]
         bundles = chosen(options.groups, list(ours.values()), len(specs) - len(ours), kinds, config)
-        return tagged(
-            specs,
+        return specs | tagged(
+            served,
             bundles.groups,
             kinds,
             resident_tokens=options.resident_tokens,
@@ -99,7 +101,8 @@ class KVRunner:
         for layer, _ in attached:
             layers[layer.group].append(layer)
         trace = KVOptions.of(self.vllm_config).trace  # type: ignore[attr-defined]
-        self.kv = Compactor(layers, attach.head_offset(self), device, trace, attach.observers(self, attached))
+        drafts = drafts_of(self.vllm_config)  # type: ignore[attr-defined]
+        self.kv = Compactor(layers, attach.head_offset(self), device, trace, attach.observers(self, attached), drafts)
         captured = attach.captured_tokens(self)
         self._kv_taps = [LayerTap(self.kv, layer, attach.staging(self, module, captured)) for layer, module in attached]
         for tap, (_, module) in zip(self._kv_taps, attached, strict=True):

@@ -67,6 +67,7 @@ def made_of(vllm_config: Any, kv_cache_config: Any) -> Facts:
         block_sizes=sizes,
         side_pass_problem=_side_pass_problem(vllm_config, others),
         other_groups=tuple(_other(g, vllm_config) for g in others),
+        drafts=drafts_of(vllm_config),
         bundling=next((note(g.kv_cache_spec, "bundling") for g in groups), ""),
     )
 
@@ -80,6 +81,12 @@ def _side_pass_problem(vllm_config: Any, others: list[KVCacheGroupSpec]) -> str 
     if vllm_config.model_config.skip_tokenizer_init:
         return "the server was started with --skip-tokenizer-init"
     return None
+
+
+def drafts_of(vllm_config: Any) -> int:
+    """Tokens that speculative decoding may try in a step, of each request; 0 without it."""
+    speculative = vllm_config.speculative_config
+    return 0 if speculative is None else int(speculative.num_speculative_tokens)
 
 
 def kinds_of(vllm_config: Any) -> tuple[str, ...]:
