@@ -26,7 +26,7 @@ from kvserve.policy.rope import Rope
 from kvserve.runner import attach
 from kvserve.runner.lengths import GroupLengths
 from kvserve.runner.tap import LayerTap
-from kvserve.startup.bundles import chosen
+from kvserve.startup.bundles import chosen, fit_a_draft_model
 from kvserve.startup.facts import drafts_of, kinds_of, known
 from kvserve.startup.options import KVOptions
 
@@ -76,6 +76,8 @@ class KVRunner:
         unprojected = [name for name in ours if name not in self.kv_projections]
         unknown = [name for name in ours if name not in self.kv_ropes]
         bundles = chosen(options.groups, list(ours.values()), len(specs) - len(ours), kinds, config)
+        if drafting and ours:
+            fit_a_draft_model(bundles.groups, len(ours), len(drafting & set(specs)))
         return specs | tagged(
             served,
             bundles.groups,
