@@ -98,8 +98,8 @@ class KSA(Policy):
             )
         if facts.drafts:
             raise PolicyError(
-                "kv_policy 'ksa' summarises a token once it is computed, and this server's speculative decoding may take "
-                "tokens back; start it without, or choose another policy",
+                "kv_policy 'ksa' summarises a token once it is computed, and this server's speculative decoding may "
+                "take tokens back; start it without, or choose another policy",
                 reason="unsupported",
             )
         size = facts.num_layers // facts.groups

@@ -52,9 +52,7 @@ class Gatherer(Observer):
 
     def wants(self, span: Span) -> bool:
         """Whether these tokens' queries are to be counted as attention runs."""
-        return span.position < span.record.prompt or (
-            span.count > self._late and span.record.asks.observes == "all"
-        )
+        return span.position < span.record.prompt or (span.count > self._late and span.record.asks.observes == "all")
 
     def waiting(self, span: Span) -> bool:
         """Whether the ring would lose a query that is not counted yet when these tokens' are stored or counted."""

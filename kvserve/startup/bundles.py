@@ -50,8 +50,8 @@ def fit_a_draft_model(groups: int, ours: int, drafting: int) -> None:
         fitting = [str(n) for n in range(1, ours + 1) if ours % n == 0 and ours // n >= drafting]
         allowed = f"allowed: {', '.join(fitting)}" if fitting else "the model has fewer layers than that"
         raise UnsupportedError(
-            f"a draft model keeps its {drafting} layers in one group, and --kv-groups is {groups}, which makes groups of "
-            f"{ours // groups} layers; {allowed}"
+            f"a draft model keeps its {drafting} layers in one group, and --kv-groups is {groups}, which makes groups "
+            f"of {ours // groups} layers; {allowed}"
         )
 
 

@@ -130,5 +130,5 @@ def test_asynchronous_steps_are_refused():
 
 
 def test_layers_of_a_draft_model_that_fit_into_no_group_are_refused():
-    with pytest.raises(UnsupportedError, match="its 4 layers.*--kv-groups is 4.*allowed: 1"):
+    with pytest.raises(UnsupportedError, match=r"its 4 layers.*--kv-groups is 4.*allowed: 1"):
         started(4, speculative_config=MICRO)
