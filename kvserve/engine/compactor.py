@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kvserve.cache.contents import take
 from kvserve.cache.moving import move
-from kvserve.cache.records import LayerMemory, Locate, Location, Record, Span
+from kvserve.cache.records import NO_DRAFTS, Drafts, LayerMemory, Locate, Location, Record, Span
 from kvserve.channels import Feedback, Plan
 from kvserve.evidence.agreement import Agreement, Apart
 from kvserve.evidence.gather import Gatherer
@@ -57,7 +57,7 @@ class Compactor:
         device: torch.device,
         trace: bool = False,
         more: Sequence[Observer] = (),
-        drafts: int = 0,  # tokens of a request in a step at most that may be undone
+        drafts: Drafts = NO_DRAFTS,
     ) -> None:
         self.layers = layers  # by group
         self.queries = QueryRings(device, drafts)

@@ -46,7 +46,7 @@ class Planner:
         relief: list[_Candidate] = []
         for request in running:
             known = tracked.get(request.request_id)
-            if known is None or request.num_computed_tokens == 0:
+            if known is None or request.num_computed_tokens == 0 or known.in_flight:
                 continue
             with self._faults.guard(request, PLANNING):
                 made += self._due(request, known, relief)

@@ -99,6 +99,9 @@ class _Compressing:
         made = self.kv_planner.plans(self.running, self.kv_requests) if self.kv_requests else []  # type: ignore[attr-defined]
         self.kv_faults.end(self)
         output: SchedulerOutput = super().schedule(*args, **kwargs)  # type: ignore[misc]
+        for req_id, drafts in output.scheduled_spec_decode_tokens.items():
+            if (tracked := self.kv_requests.get(req_id)) is not None:
+                tracked.in_flight += len(drafts)
         if not made:
             return output
         alive = [each for each in made if self._kv_alive(each.plans[0])]
@@ -115,6 +118,7 @@ class _Compressing:
         super()._preempt_request(request, *args, **kwargs)  # type: ignore[misc]
         tracked = self.kv_requests.get(request.request_id)
         if tracked is not None:
+            tracked.in_flight = 0
             tracked.rounds.restart()
             self._kv_readmit(request, tracked)
 
@@ -140,6 +144,7 @@ class _Compressing:
     ) -> Any:
         """vLLM tells here what became of the drafts of each request."""
         if (tracked := self.kv_requests.get(request_id)) is not None:
+            tracked.in_flight = max(0, tracked.in_flight - num_draft_tokens)
             tracked.drafted += num_draft_tokens - (num_invalid_spec_tokens or {}).get(request_id, 0)
             tracked.accepted += num_accepted_tokens
         return super().make_spec_decoding_stats(  # type: ignore[misc]

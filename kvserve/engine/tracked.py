@@ -33,6 +33,7 @@ class Tracked:
     merged: float = 0.0  # tokens per layer (mean) that went into others
     drafted: int = 0  # tokens
     accepted: int = 0  # of those
+    in_flight: int = 0  # drafted tokens that count as computed, and of which it is not known yet whether they stay
     rounds: Rounds = field(default_factory=Rounds)
 
     def most_held(self, tokens: int, facts: Facts) -> int | None:
@@ -74,7 +75,8 @@ class Tracked:
 
         That matters to a request that says `at` which token to compact, since the rest of its prompt is read as if it
         were being generated, to one that is computed again, and to one whose next tokens are drafted: it is compacted
-        at the lengths at which it would be without drafts. 0: what it waits for comes with the next step.
+        at the lengths at which it would be without drafts. 0: what it waits for comes with the next step: layers'
+        shares, or which drafts are accepted.
         """
         policy = self.policy
         prompt = self.prompt_of(prompt)
@@ -86,9 +88,9 @@ class Tracked:
             return new
         if self._undivided:
             return 0 if policy.at is not None else min(new, 1)
-        for count in range(1, new):
+        for count in range(1 - self.in_flight, new):
             if policy.due(Moment(logical + count, physical + count, "decode", prompt)) is not None:
-                return count
+                return 0 if self.in_flight else count
         return new
 
     @property

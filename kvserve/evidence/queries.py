@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from kvserve.cache.records import Location, Record, Span
+from kvserve.cache.records import NO_DRAFTS, Drafts, Location, Record, Span
 from kvserve.evidence.observer import Layer, Observer
 from kvserve.policy import LayerView
 
@@ -31,13 +31,14 @@ class QueryRings(Observer):
 
     late: ClassVar[bool] = True
 
-    def __init__(self, device: torch.device, drafts: int = 0) -> None:
+    def __init__(self, device: torch.device, drafts: Drafts = NO_DRAFTS) -> None:
         self._device = device
-        self._drafts = drafts  # tokens of a step at most whose acceptance is not known when it runs
+        self._drafts = drafts
         self._rings: dict[int, Tensor] = {}  # layer -> (rows, Hq, D)
         self._free: dict[int, list[int]] = {}  # rows -> bases of seats that are free again
         self._rows = self._taken = 0
         self._from = self._to = torch.empty(0, dtype=torch.long)
+        self._seats: tuple[Tensor, Tensor] | None = None  # of each token of `_from`: first row and rows of its ring
 
     # -- a request -----------------------------------------------------------------------------------
 
@@ -47,7 +48,7 @@ class QueryRings(Observer):
         window = max(asks.query_window, FOLD if asks.gathers and asks.observes == "all" else 0)
         if not window:
             return
-        rows = window + self._drafts
+        rows = window + self._drafts.tokens + self._drafts.unseen
         spare = self._free.get(rows)
         if spare:
             base = spare.pop()
@@ -70,18 +71,31 @@ class QueryRings(Observer):
         """Work out once, for all layers, which tokens of the step go to which rows."""
         source: list[Tensor] = []
         target: list[Tensor] = []
+        seats: list[Tensor] = []
         for span in spans:
             seat: _Seat = span.record.observed[self]
             skip = max(0, span.count - seat.rows)
             index = torch.arange(skip, span.count)
             source.append(index + span.row)
             target.append((index + span.position) % seat.rows + seat.base)
+            seats.append(torch.tensor([[seat.base, seat.rows]]).expand(len(index), 2))
         if source:
             self._from = torch.cat(source).to(self._device)
             self._to = torch.cat(target).to(self._device)
+            if self._drafts.unseen:
+                base, rows = torch.cat(seats).to(self._device).unbind(1)
+                self._seats = base, rows
         return bool(source)
 
+    def _settle(self) -> None:
+        """Positions were guessed when the step began, if drafts were in flight; its layers run on the true ones."""
+        if self._seats is not None:
+            assert self._drafts.positions is not None
+            base, rows = self._seats
+            self._to, self._seats = self._drafts.positions[self._from] % rows + base, None
+
     def before(self, layer: Layer, query: Tensor) -> None:
+        self._settle()
         ring = self._rings.get(layer.index)
         if ring is None or len(ring) < self._rows:
             ring = self._rings[layer.index] = self._grown(ring, query)

@@ -12,12 +12,14 @@ from vllm.v1.kv_cache_interface import KVCacheSpec
 
 from kvserve.cache.contents import LayerCache, cpu_cache, gpu_cache
 from kvserve.cache.layout import cpu_layouts
+from kvserve.cache.records import NO_DRAFTS, Drafts
 from kvserve.engine.spec import compressible, is_compressible
 from kvserve.evidence.calibration import load_for
 from kvserve.evidence.observer import OF_MODELS, Layer, Observer
 from kvserve.evidence.output import output_weight
 from kvserve.evidence.repeat import Repeater
 from kvserve.policy.softmax import Softmax
+from kvserve.startup.facts import drafts_of
 from kvserve.startup.guard import UnsupportedError
 from kvserve.startup.refusals import BIASED, PROMPTS_IN_GRAPHS, UNIFIED, prompts_in_graphs
 
@@ -68,6 +70,16 @@ def drafting_layers(runner: Any) -> set[str]:
     drafter = getattr(runner, "drafter", None) or getattr(runner, "speculator", None)
     names = getattr(drafter, "_draft_attn_layer_names", None) or getattr(drafter, "draft_attn_layer_names", None)
     return set(names or ())
+
+
+def drafts(runner: Any) -> Drafts:
+    """What speculative decoding leaves open of a step."""
+    tokens = drafts_of(runner.vllm_config)
+    if not tokens:
+        return NO_DRAFTS
+    buffers = getattr(runner, "input_buffers", runner)  # V2 has them apart
+    unseen = tokens if runner.vllm_config.scheduler_config.async_scheduling else 0
+    return Drafts(tokens, unseen, buffers.positions)
 
 
 def refuse(runner: Any, specs: Mapping[str, KVCacheSpec]) -> None:

@@ -27,7 +27,7 @@ from kvserve.runner import attach
 from kvserve.runner.lengths import GroupLengths
 from kvserve.runner.tap import LayerTap
 from kvserve.startup.bundles import chosen, fit_a_draft_model
-from kvserve.startup.facts import drafts_of, kinds_of, known
+from kvserve.startup.facts import kinds_of, known
 from kvserve.startup.options import KVOptions
 
 
@@ -103,8 +103,8 @@ class KVRunner:
         for layer, _ in attached:
             layers[layer.group].append(layer)
         trace = KVOptions.of(self.vllm_config).trace  # type: ignore[attr-defined]
-        drafts = drafts_of(self.vllm_config)  # type: ignore[attr-defined]
-        self.kv = Compactor(layers, attach.head_offset(self), device, trace, attach.observers(self, attached), drafts)
+        observers, drafts = attach.observers(self, attached), attach.drafts(self)
+        self.kv = Compactor(layers, attach.head_offset(self), device, trace, observers, drafts)
         captured = attach.captured_tokens(self)
         self._kv_taps = [LayerTap(self.kv, layer, attach.staging(self, module, captured)) for layer, module in attached]
         for tap, (_, module) in zip(self._kv_taps, attached, strict=True):

@@ -22,7 +22,6 @@ class Start:
 
     model: Mapping[str, Any] = field(default_factory=dict)  # the Hugging Face configuration, that of the text in it
     drafting: str | None = None  # method of speculative decoding, "" if vLLM is to find it out
-    asynchronous: bool = False  # steps are scheduled before it is known what the last one made
     connector: bool = False
     decode_context: int = 1  # workers among which context parallelism splits a sequence
     prefill_context: int = 1
@@ -65,10 +64,6 @@ UNIFIED = (
 TABLE: dict[str, Callable[[Start], bool]] = {
     f"speculative decoding by other methods than {', '.join(DRAFTING)}: not tested": (
         lambda s: bool(s.drafting) and s.drafting not in DRAFTING
-    ),
-    "speculative decoding with asynchronous scheduling: a cache is compacted at a length that is known, which drafts "
-    "are not before the step ends; start with --no-async-scheduling": (
-        lambda s: s.drafting is not None and s.asynchronous
     ),
     "speculative decoding with pipeline parallelism: not tested": lambda s: s.drafting is not None and s.pipeline > 1,
     "KV connectors (offloading, disaggregated prefill): they address blocks by position": lambda s: s.connector,
@@ -140,7 +135,6 @@ def started(vllm_config: Any) -> Start:
             "use_summary_attention": getattr(model.hf_config, "use_summary_attention", False),
         },
         drafting=None if (drafts := vllm_config.speculative_config) is None else str(drafts.method),
-        asynchronous=bool(vllm_config.scheduler_config.async_scheduling),
         connector=vllm_config.kv_transfer_config is not None,
         decode_context=parallel.decode_context_parallel_size,
         prefill_context=getattr(parallel, "prefill_context_parallel_size", 1),
@@ -181,7 +175,6 @@ def asked(args: Any, model: Mapping[str, Any]) -> Start:
     return described(
         model,
         drafting=drafting(args),
-        asynchronous=bool(value("async_scheduling", False)),
         connector=bool(value("kv_transfer_config", None) or value("kv_offloading_size", None)),
         decode_context=int(value("decode_context_parallel_size", 1)),
         prefill_context=int(value("prefill_context_parallel_size", 1)),

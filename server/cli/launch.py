@@ -6,7 +6,7 @@ from argparse import Namespace
 from collections.abc import MutableMapping
 from typing import Any
 
-from kvserve.startup.refusals import asked, drafting, refusal
+from kvserve.startup.refusals import asked, refusal
 from kvserve.startup.vllm_0_33 import moved
 from models.wheels import FetchError
 from server.cli import embedded, memory, plugins
@@ -54,14 +54,6 @@ def switch_on(args: Namespace) -> None:
 def _api_servers(args: Namespace) -> int:
     """API processes that vLLM will start: one for each engine, unless told otherwise."""
     return int(getattr(args, "api_server_count", None) or getattr(args, "data_parallel_size", None) or 1)
-
-
-def wait_for_drafts(args: Namespace) -> str | None:
-    """With speculative decoding steps are not scheduled ahead, unless asked for. Returns the line to print about it."""
-    if drafting(args) is None or args.async_scheduling is not None:
-        return None
-    args.async_scheduling = False
-    return "asynchronous scheduling is off, since compression waits to see which drafts are accepted"
 
 
 def choose_model(args: Namespace) -> bool:
@@ -153,8 +145,6 @@ def parsed(argv: list[str]) -> Namespace:
     is_mini = choose_model(args)
     if (config := known_configuration(args)) is not None:
         refuse(args, config)
-    if (told := wait_for_drafts(args)) is not None:
-        print(f"kvserve serve: {told}", file=sys.stderr)
     if current_platform.is_cpu() and (told := prepare_cpu(args, is_mini, os.environ, config)) is not None:
         print(f"kvserve serve: {told}", file=sys.stderr)
     if args.gpu_memory_utilization is None:

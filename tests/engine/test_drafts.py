@@ -17,7 +17,8 @@ from tests.engine.test_pool import drain
 from tests.engine.test_preempted import run
 
 PROMPTS = [(harness.tokens(100, seed=n) * 8)[: 300 + 110 * n] for n in range(3)]
-LENGTH = 100
+LENGTH = 160
+"""More than may wait to be counted together: see kvserve.evidence.gather."""
 NGRAM = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
 MICRO = {"method": "draft_model", "model": str(MINI.parent / "micro"), "num_speculative_tokens": 3}
 GROUPS = {"ngram": 4, "draft_model": 1, "eagle3": 4}
@@ -38,8 +39,8 @@ def _attribute_if_any(self, name):
 type(ffi.lib).__getattr__ = _attribute_if_any
 
 
-def started(groups, **engine):
-    with harness.scheduling(False):
+def started(groups, asynchronous=False, **engine):
+    with harness.scheduling(asynchronous):
         return harness.start(**{"max_num_batched_tokens": 256, "blocks": 4096, "options": {"groups": groups}, **engine})
 
 
@@ -61,28 +62,31 @@ def answers(llm, policies):
 
 
 @cache
-def plain(groups):
-    """Policies, and what is said without drafts."""
-    llm = started(groups)
+def plain(groups, asynchronous):
+    """Policies, and what is said without drafts. What a worker finds out comes a step later if asynchronous."""
+    llm = started(groups, asynchronous)
     policies = fields(llm)
     said = answers(llm, policies)
     harness.stop(llm)
     return policies, said
 
 
-@pytest.fixture(scope="module", params=GROUPS)
+@pytest.fixture(scope="module", params=[*GROUPS, "async draft_model", "async eagle3"])
 def llm(request, tmp_path_factory):
-    speculative = {"ngram": NGRAM, "draft_model": MICRO}.get(request.param)
+    method = request.param.split()[-1]
+    speculative = {"ngram": NGRAM, "draft_model": MICRO}.get(method)
     speculative = speculative or drafters.eagle3(tmp_path_factory.mktemp("drafters") / "eagle3")
-    plain(GROUPS[request.param])
-    engine = started(GROUPS[request.param], speculative_config=speculative)
+    asynchronous = method != request.param
+    plain(GROUPS[method], asynchronous)
+    engine = started(GROUPS[method], asynchronous, speculative_config=speculative)
     yield engine
     harness.stop(engine)
 
 
 def test_same_tokens(llm):
     method = harness.runner(llm).speculative_config.method
-    policies, expected = plain(GROUPS[method])
+    asynchronous = harness.scheduler(llm).scheduler_config.async_scheduling
+    policies, expected = plain(GROUPS[method], asynchronous)
     said = answers(llm, policies)
     for policy, (was, record), (now, again) in zip(policies * len(PROMPTS), expected, said, strict=True):
         assert now[0] == was[0], policy
@@ -122,11 +126,6 @@ def test_traffic_under_pressure():
     assert not harness.runner(llm).kv.requests
     assert not len(harness.runner(llm).kv.queries)
     harness.stop(llm)
-
-
-def test_asynchronous_steps_are_refused():
-    with harness.scheduling(True), pytest.raises(UnsupportedError, match="start with --no-async-scheduling"):
-        harness.start(speculative_config=MICRO)
 
 
 def test_layers_of_a_draft_model_that_fit_into_no_group_are_refused():

@@ -56,7 +56,7 @@ def config(**changes):
     made = SimpleNamespace(
         parallel_config=parallel, model_config=model, speculative_config=None, kv_transfer_config=None,
         cache_config=SimpleNamespace(cache_dtype="auto"), use_v2_model_runner=False,
-        scheduler_config=SimpleNamespace(disable_hybrid_kv_cache_manager=None, async_scheduling=False),
+        scheduler_config=SimpleNamespace(disable_hybrid_kv_cache_manager=None),
     )  # fmt: skip
     for path, value in changes.items():
         *where, last = path.split("__")
@@ -71,10 +71,6 @@ def config(**changes):
     ("change", "says"),
     [
         ({"speculative_config": SimpleNamespace(method="medusa")}, "speculative decoding by other methods"),
-        (
-            {"speculative_config": SimpleNamespace(method="eagle"), "scheduler_config__async_scheduling": True},
-            "--no-async-scheduling",
-        ),
         ({"kv_transfer_config": object()}, "KV connectors"),
         ({"parallel_config__decode_context_parallel_size": 2}, "decode context parallelism"),
         ({"parallel_config__pipeline_parallel_size": 2}, "pipeline parallelism"),
@@ -99,7 +95,6 @@ def test_combinations_that_cannot_work(change, says):
 
 def test_plain_start_is_fine():
     guard.refuse_unsupported(config())
-    guard.refuse_unsupported(config(scheduler_config__async_scheduling=True))
     guard.refuse_unsupported(config(speculative_config=SimpleNamespace(method="ngram")))
     falcon = SimpleNamespace(model_type="falcon", alibi=False)
     guard.refuse_unsupported(config(model_config__hf_text_config=falcon))

@@ -95,7 +95,6 @@ def test_a_request_that_cannot_fit_is_said_in_one_line(model: str, monkeypatch: 
     [
         (["--pipeline-parallel-size", "2"], {}, "pipeline parallelism"),
         (["--speculative-config", '{"method": "medusa", "model": "m"}'], {}, "speculative decoding by other methods"),
-        (["--spec-method", "ngram", "--async-scheduling"], {}, "speculative decoding with asynchronous"),
         (["--kv-transfer-config", '{"kv_connector": "X", "kv_role": "kv_both"}'], {}, "KV connectors"),
         (["--runner", "pooling"], {}, "pooling models"),
         ([], {"kv_lora_rank": 512}, "multi-head latent attention"),
@@ -111,12 +110,6 @@ def test_refused_before_the_engine_starts(
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
     assert launch.serve([model, *flags]) == 2
     assert capsys.readouterr().err.strip().startswith(f"kvserve serve: kvserve does not support {reason}")
-
-
-@pytest.mark.parametrize("flags", [[], ["--spec-method", "ngram", "--spec-tokens", "3"]], ids=["", "drafts"])
-def test_drafts_are_waited_for(model: str, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert launch.parsed([model, *flags]).async_scheduling is (False if flags else None)
-    assert ("asynchronous scheduling is off" in capsys.readouterr().err) == bool(flags)
 
 
 def test_the_doctor_looks_at_memory(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
