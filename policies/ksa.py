@@ -166,6 +166,9 @@ class KSA(Policy):
             return None
         return keep
 
+    def next_due(self, at: Moment) -> int:
+        return (at.logical // self._about.chunk + 1) * self._about.chunk
+
     def shares(self, keep: int, num_layers: int, held: int) -> list[int]:
         return [keep if kind == "summary" else EVERYTHING for kind in self._about.layers]
 

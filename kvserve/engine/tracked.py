@@ -11,7 +11,7 @@ from kvserve.policy import Facts, Moment, Policy
 from kvserve.policy import request as wire
 from kvserve.policy.admission import whole_prefill
 from kvserve.policy.evidence import whole
-from kvserve.policy.requirements import Asks
+from kvserve.policy.requirements import Asks, foresees
 
 
 @dataclass
@@ -27,6 +27,7 @@ class Tracked:
     drafts: int = 0  # tokens that a step may try beyond the one that it computes
     whole: bool = True  # compact once when the prompt is complete, not between chunks
     prefilled: bool = False
+    asked_from: int = 0  # at lengths below this one no compaction is due
     overdue: bool = False  # a due compaction found no destination blocks: try again at the next step
     weights: Sequence[float] | None = None  # each layer's share of the budget, mean 1, as the worker divided it
     compactions: int = 0
@@ -88,6 +89,8 @@ class Tracked:
             return new
         if self._undivided:
             return 0 if policy.at is not None else min(new, 1)
+        if logical + new <= self.asked_from:
+            return new
         for count in range(1 - self.in_flight, new):
             if policy.due(Moment(logical + count, physical + count, "decode", prompt)) is not None:
                 return 0 if self.in_flight else count
@@ -114,8 +117,13 @@ class Tracked:
         if stage != "prefill" and self.policy.when == "pressure" and not self.overdue:
             return None
         self.overdue = False
-        keep = self.policy.due(Moment(logical, physical, stage, prompt))  # type: ignore[arg-type]
-        return None if keep is None else whole("due", keep, 1)
+        moment = Moment(logical, physical, stage, prompt)  # type: ignore[arg-type]
+        keep = self.policy.due(moment)
+        if keep is not None:
+            return whole("due", keep, 1)
+        if stage != "prefill" and self.policy.when == "always" and foresees(type(self.policy)):
+            self.asked_from = whole("next_due", self.policy.next_due(moment), logical + 1)
+        return None
 
     def keep_by_group(self, keep: int, held: int, layers: Sequence[Sequence[int]]) -> list[int]:
         """`keep` of `held` tokens per layer on the mean -> tokens for each group; layers = which ones a group has."""

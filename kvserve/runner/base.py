@@ -45,6 +45,7 @@ class KVRunner:
     kv: Compactor | None = None
     kv_ropes: dict[str, Rope]  # by layer
     kv_projections: dict[str, Any]  # of what a layer's attention puts out, by layer
+    _kv_batch: Sequence[str] = ()  # requests of the last step in its order; none if attention saw no offsets
     _kv_complete: Sequence[Span] = ()  # requests whose prompt is complete when the running step is
     _kv_taps: Sequence[LayerTap] = ()
 
@@ -147,15 +148,16 @@ class KVRunner:
 
     # -- a step: tokens --------------------------------------------------------------------------------
 
-    def _kv_begin_step(self, kv: Compactor, rows: Iterable[BatchRow]) -> None:
-        """The coming step has these rows, in the order of the batch."""
+    def _kv_begin_step(self, kv: Compactor, batch: Sequence[str], rows: Iterable[BatchRow]) -> None:
+        """The coming step has these requests, and rows of them, in this order."""
         if not kv.requests:
             self._kv_idle(kv)
             return
-        rows = list(rows)
-        for group, lengths in self._kv_lengths.items():
-            records = (kv.requests.get(row.req_id) for row in rows)
-            lengths.begin_step([r.offset.get(group, 0) if r else 0 for r in records])
+        if kv.changed or batch != self._kv_batch:
+            self._kv_batch, kv.changed = list(batch), False
+            for group, lengths in self._kv_lengths.items():
+                records = map(kv.requests.get, batch)
+                lengths.begin_step([r.offset.get(group, 0) if r else 0 for r in records])
         spans = [] if kv.idle else list(self._kv_spans(kv, rows))
         kv.begin_step(spans)
         self._kv_complete = [span for span in spans if kv.undivided(span)]
@@ -163,11 +165,11 @@ class KVRunner:
     def _kv_idle(self, kv: Compactor) -> None:
         """The coming step carries no request of ours: attention sees what stock vLLM's sees."""
         kv.begin_step([])
-        self._kv_complete = []
+        self._kv_complete, self._kv_batch = [], ()
         for lengths in self._kv_lengths.values():
             lengths.end_step()
 
-    def _kv_spans(self, kv: Compactor, rows: Sequence[BatchRow]) -> Iterable[Span]:
+    def _kv_spans(self, kv: Compactor, rows: Iterable[BatchRow]) -> Iterable[Span]:
         """The tokens that the coming step has of requests of ours."""
         first = 0
         for req_id, position, count in rows:
