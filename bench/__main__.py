@@ -22,7 +22,7 @@ ENVIRONMENT = {
 }
 """Defaults that must stand before vLLM is imported; what the caller has set stays."""
 
-PARTS = "abcdefg"
+PARTS = "abcdefgh"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
         default="a,b,c,d",
         help="a: stock vLLM against kvserve without a policy; b: step time over context; c: a small pool; "
         "d: cost of compactions; e: every installed policy; f: what gathering evidence adds to a prefill; "
-        "g: summary tokens; the latter three usually with an --out of their own "
+        "g: summary tokens; h: a step of 256 requests; the latter four usually with an --out of their own "
         "(default: %(default)s)",
     )
     made.add_argument("--repeats", type=int, default=5, help="repetitions, in (e) a few at most (default: %(default)s)")
@@ -53,7 +53,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run(parts: Sequence[str], sizes: BenchSizes, repeats: int, book: Repetitions) -> None:
-    from bench import compaction, context, gathering, model, overhead, pool, roster, summaries
+    from bench import compaction, context, gathering, model, overhead, pool, roster, summaries, width
 
     with tempfile.TemporaryDirectory() as folder:
         heavy, light = model.heavy(Path(folder), sizes), model.light(Path(folder))
@@ -71,6 +71,8 @@ def run(parts: Sequence[str], sizes: BenchSizes, repeats: int, book: Repetitions
             gathering.measure(sizes, repeats, Path(folder), book)
         if "g" in parts:
             summaries.measure(sizes, repeats, book)
+        if "h" in parts:
+            width.measure(sizes, repeats, model.tiny(Path(folder)), book)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

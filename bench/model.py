@@ -43,6 +43,11 @@ def heavy(folder: Path, sizes: BenchSizes) -> Path:
     return configure(folder / "heavy", sizes.layers, sizes.heads, sizes.hidden)
 
 
+def tiny(folder: Path) -> Path:
+    """Some layers that cost next to nothing: what is left is the time that Python takes."""
+    return configure(folder / "tiny", layers=4, heads=1, hidden=64, head=32)
+
+
 def light(folder: Path) -> Path:
     """The smallest one, for what does not depend on speed: how many requests a pool holds."""
     return configure(folder / "light", layers=1, heads=1, hidden=64, head=32)

@@ -9,6 +9,7 @@ import os
 import signal
 import statistics
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -48,22 +49,22 @@ def _serve(pipe: Connection, kv: bool, model: Path, sizes: BenchSizes) -> None:
                 engine.add(prompt(sizes.overhead_prompt, (value, i)), None, length - sizes.overhead_prompt)
             engine.prefill()
             value = sizes.overhead_block
-        pipe.send(_turn(engine, value))
+        pipe.send(timed(engine, value))
     pipe.close()
 
 
-def _turn(engine: Any, steps: int) -> TimedTurn:
+def timed(engine: Any, steps: int) -> TimedTurn:
     cpu = time.process_time()
     return TimedTurn(engine.steps(steps), time.process_time() - cpu)
 
 
 class Rival:
-    """One engine in a child process."""
+    """One engine in a child process, which runs `serve` with its end of a pipe and what it is given."""
 
-    def __init__(self, kv: bool, model: Path, sizes: BenchSizes) -> None:
+    def __init__(self, serve: Callable[..., None], *given: Any) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._child = context.Process(target=_serve, args=(theirs, kv, model, sizes), daemon=True)
+        self._child = context.Process(target=serve, args=(theirs, *given), daemon=True)
         self._child.start()
         theirs.close()
 
@@ -71,10 +72,10 @@ class Rival:
         """Until the engine has started; raises EOFError if it died."""
         self._pipe.recv()
 
-    def ask(self, verb: str, value: Any) -> TimedTurn:
+    def ask(self, verb: str, value: Any) -> Any:
+        """What the child answers: of a turn that it takes, a TimedTurn."""
         self._pipe.send((verb, value))
-        turn: TimedTurn = self._pipe.recv()
-        return turn
+        return self._pipe.recv()
 
     def end(self) -> None:
         with suppress(OSError):
@@ -85,7 +86,7 @@ class Rival:
 
 def measure(sizes: BenchSizes, repeats: int, model: Path, book: Repetitions) -> None:
     names = [STOCK, KV, *([CONTROL] if sizes.overhead_control else [])]
-    rivals = {name: Rival(name == KV, model, sizes) for name in names}
+    rivals = {name: Rival(_serve, name == KV, model, sizes) for name in names}
     try:
         for rival in rivals.values():
             rival.wait()

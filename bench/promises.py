@@ -6,6 +6,8 @@ from bench.sizes import BenchSizes
 from measuring.promise import Promise
 from measuring.repetitions import Repetitions
 
+WIDE = {"kvserve, none": 1.02, "kvserve, all": 1.10}
+
 
 def promises(book: Repetitions, sizes: BenchSizes) -> list[Promise]:
     """Those that the measurements so far allow."""
@@ -24,6 +26,9 @@ def promises(book: Repetitions, sizes: BenchSizes) -> list[Promise]:
     for name in book.names("f"):
         what = f"{name}, CPU time of a prefill / with streaming"
         found.append(_of(book, "f", name, "prefill_cpu_ratio", what, 1.2, at_most=True))
+    for name in book.names("h"):
+        if (limit := WIDE.get(name)) is not None:
+            found.append(_of(book, "h", name, "ratio", f"step of {name} / step of stock vLLM", limit, at_most=True))
     return list(_measured(found))
 
 

@@ -34,6 +34,7 @@ COLUMNS: report.Columns = {
     "pass_of_decode": ("% of generating", 100.0, 1),
     "entries": ("entries a layer", 1.0, 0),
     "entry_share": ("% of tokens", 100.0, 1),
+    "calls": ("Python calls a step", 1.0, 0),
     "byte_share": ("bytes, % of full", 100.0, 1),
 }
 
@@ -62,10 +63,11 @@ class SpeedReport(report.Report):
             super().heading()
             + "\n"
             + "\n".join(
-                ([self._random_weights()] if not parts or parts - {"e", "f", "g"} else [])
+                ([self._random_weights()] if not parts or parts - {"e", "f", "g", "h"} else [])
                 + ([self._embedded()] if "e" in parts else [])
                 + ([self._gathering()] if "f" in parts else [])
                 + ([self._summaries()] if "g" in parts else [])
+                + ([self._width()] if "h" in parts else [])
             )
         )
 
@@ -106,4 +108,14 @@ class SpeedReport(report.Report):
             f"with its own block tables; {self.sizes.summary_output} tokens after the prompt; relative to the same "
             "requests without a policy in the same turn. Entries and bytes: at the end, mean of all layers, the full "
             "ones included; bytes in whole blocks."
+        )
+
+    def _width(self) -> str:
+        s = self.sizes
+        return (
+            f"(h) Steps of {s.width} requests that decode, on random weights so small that Python is what costs: 4 "
+            f"layers of one KV head, float32, prompts of {s.width_prompt} to {s.width_prompt + s.width_slack - 1} "
+            f"tokens. Compressed ones keep {s.width_prompt} (`streaming`, slack {s.width_slack}), so that "
+            f"{s.width / s.width_slack:g} of all are compacted in a step. Ratio to stock vLLM: of the mean step of "
+            f"turns of {s.width_block}, paired, compactions included; one group of layers unless said otherwise."
         )

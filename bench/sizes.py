@@ -54,6 +54,12 @@ class BenchSizes:
     summary_batches: tuple[int, ...] = (1, 4)  # requests
     summary_output: int = 257
 
+    width: int = 256  # requests of (h)
+    width_prompt: int = 64  # of the shortest of them, and what compressed ones keep
+    width_slack: int = SLACK
+    width_block: int = 8  # steps of one engine before the next takes its turn
+    width_pairs: int = 24  # such turns per repetition
+
     budget: int = BUDGET
 
     def __post_init__(self) -> None:
@@ -96,5 +102,9 @@ QUICK = BenchSizes(
     summary_prompts=(256,),
     summary_batches=(2,),
     summary_output=33,
+    width=8,
+    width_slack=32,
+    width_block=4,
+    width_pairs=3,
     budget=128,
 )

@@ -106,6 +106,8 @@ class Outcome:
     compactions: int
     resident_bytes: int
     full_bytes: int
+    draft_tokens: int | None = None  # of speculative decoding; None: the server does without
+    accepted_tokens: int | None = None  # of those
     granularity: Literal["group"] | None = None  # "group": layers that share block tables got the mean of their budgets
 
     def record(self) -> dict[str, Any]:

@@ -96,6 +96,12 @@ class KSA(Policy):
                 "kvserve/summary.safetensors in its folder); make them with `kvserve train-summary`",
                 reason="unsupported",
             )
+        if facts.drafts:
+            raise PolicyError(
+                "kv_policy 'ksa' summarises a token once it is computed, and this server's speculative decoding may "
+                "take tokens back; start it without, or choose another policy",
+                reason="unsupported",
+            )
         size = facts.num_layers // facts.groups
         summarised = about.layers.count("summary")
         if summarised % size:
@@ -159,6 +165,9 @@ class KSA(Policy):
         if keep == at.logical or (at.stage == "decode" and at.logical % self._about.chunk):
             return None
         return keep
+
+    def next_due(self, at: Moment) -> int:
+        return (at.logical // self._about.chunk + 1) * self._about.chunk
 
     def shares(self, keep: int, num_layers: int, held: int) -> list[int]:
         return [keep if kind == "summary" else EVERYTHING for kind in self._about.layers]

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from kvserve.policy import Evidence, Keys, LayerView, Moment, Queries, ScoringPolicy, UnevenLayers
+from kvserve.policy import NEVER, Evidence, Keys, LayerView, Moment, Queries, ScoringPolicy, UnevenLayers
 from policies.scissorhands_variants import columns, last_use, low_votes, mean_attention
 
 _DEFAULTS = {"cold-compress": {"sinks": 4}, "official": {"history": 100}}  # where a variant's are not the paper's
@@ -72,6 +72,11 @@ class Scissorhands(UnevenLayers, ScoringPolicy):
         if not self.decode or excess <= 0:
             return None
         return max(at.physical - max(round(self.drop * target), excess), min(self.protected + 1, target))
+
+    def next_due(self, at: Moment) -> int:
+        if self.variant != "paper":
+            return super().next_due(at)
+        return at.logical + max(1, self.target(at.logical, at.prompt) + 1 - at.physical) if self.decode else NEVER
 
     def overshoot(self) -> int:
         return 1 if self.variant == "paper" else super().overshoot()

@@ -58,13 +58,24 @@ Locate = Callable[[int], Mapping[int, Location]]
 """Where the first n tokens of one request lie, by group."""
 
 
+class Drafts(NamedTuple):
+    """What is not known of a step's tokens when they are computed, with speculative decoding."""
+
+    tokens: int = 0  # of a request in a step at most that may be undone
+    unseen: int = 0  # by how many a position may be too large, since a step is in flight: asynchronous scheduling
+    positions: Tensor | None = None  # (tokens,) of the running step, true once its layers run; None without drafts
+
+
+NO_DRAFTS = Drafts()
+
+
 @dataclass(frozen=True)
 class Span:
     """Consecutive tokens of one request in the batch of a step."""
 
     record: Record
     row: int  # index of the first one among the step's tokens
-    position: int  # its logical position
+    position: int  # its logical position; too large by `Drafts.unseen` at most
     count: int
     locate: Locate
 

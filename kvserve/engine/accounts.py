@@ -138,6 +138,8 @@ class Accounts:
             compactions=tracked.compactions,
             resident_bytes=resident,
             full_bytes=full,
+            draft_tokens=tracked.drafted if tracked.drafts else None,
+            accepted_tokens=tracked.accepted if tracked.drafts else None,
             granularity="group" if tracked.policy.bundled(self.facts) else None,
         )
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kvserve.cache.contents import take
 from kvserve.cache.moving import move
-from kvserve.cache.records import LayerMemory, Locate, Location, Record, Span
+from kvserve.cache.records import NO_DRAFTS, Drafts, LayerMemory, Locate, Location, Record, Span
 from kvserve.channels import Feedback, Plan
 from kvserve.evidence.agreement import Agreement, Apart
 from kvserve.evidence.gather import Gatherer
@@ -57,14 +57,17 @@ class Compactor:
         device: torch.device,
         trace: bool = False,
         more: Sequence[Observer] = (),
+        drafts: Drafts = NO_DRAFTS,
     ) -> None:
         self.layers = layers  # by group
-        self.queries = QueryRings(device)
-        self.gather = Gatherer(self.queries, layers)
+        self.queries = QueryRings(device, drafts)
+        self.gather = Gatherer(self.queries, layers, drafts)
         self.observers: list[Observer] = [self.queries, self.gather, *more]
         self.active: list[Observer] = []  # those that see the layers of the running step
         self._resting = False  # whether observers know that the running step has nothing for them
         self.requests: dict[str, Record] = {}
+        self.changed = True  # whether requests have come, gone or shrunk since the runner last looked
+        self._idle: bool | None = None  # None: to be found out
         self.feedback = Feedback()
         self.probe: Probe | None = None
         self.selections: list[Selection] | None = [] if trace else None
@@ -89,6 +92,7 @@ class Compactor:
         they say all of it.
         """
         record = self.requests[req_id] = Record(req_id, name, text=text)
+        self.changed = True
 
         def started() -> None:
             record.policy, record.prompt = make()
@@ -102,11 +106,13 @@ class Compactor:
     def restart(self, req_id: str, first: int) -> None:
         """The same after a preemption."""
         self._forget(self.requests[req_id])
+        self.changed = True
         record = self.requests[req_id] = self.requests[req_id].restarted()
         if not record.failed:
             self._observe(record, first)
 
     def _observe(self, record: Record, first: int) -> None:
+        self._idle = None
         for observer in self.observers:
             observer.begin(record, first)
 
@@ -123,9 +129,11 @@ class Compactor:
 
     def end(self, req_id: str) -> None:
         if (record := self.requests.pop(req_id, None)) is not None:
+            self.changed = True
             self._forget(record)
 
     def _forget(self, record: Record) -> None:
+        self._idle = None
         for observer in record.observed:
             observer.end(record)
         record.observed.clear()
@@ -135,7 +143,11 @@ class Compactor:
     @property
     def idle(self) -> bool:
         """Whether nobody needs to know which tokens of its requests a step has."""
-        return not any(record.observed or record.asks.own_shares for record in self.requests.values())
+        if self._idle is None:
+            self._idle = not any(
+                record.observed or (record.asks.own_shares and not record.divided) for record in self.requests.values()
+            )
+        return self._idle
 
     def begin_step(self, spans: Sequence[Span]) -> None:
         """The coming step has these tokens of its requests."""
@@ -156,7 +168,7 @@ class Compactor:
 
     def divide(self, span: Span) -> None:
         """The prompt of a request is complete: work out what share of the budget each layer gets."""
-        span.record.divided = True
+        span.record.divided, self._idle = True, None
         self._ask(span.record, "it was dividing the budget among the layers", partial(self._divide, span))
 
     def _divide(self, span: Span) -> None:
@@ -196,6 +208,7 @@ class Compactor:
         if not record.failed:
             self._ask(record, "it was choosing what stays", partial(self._compact, record, plans))
         # Also if it failed: the blocks are the new ones, which no other request can read.
+        self.changed = True
         for plan in plans:
             record.offset[plan.group] = plan.logical - plan.keep
 

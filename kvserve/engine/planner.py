@@ -46,7 +46,9 @@ class Planner:
         relief: list[_Candidate] = []
         for request in running:
             known = tracked.get(request.request_id)
-            if known is None or request.num_computed_tokens == 0:
+            if known is None or request.num_computed_tokens < known.asked_from or known.in_flight:
+                continue
+            if request.num_computed_tokens == 0:
                 continue
             with self._faults.guard(request, PLANNING):
                 made += self._due(request, known, relief)

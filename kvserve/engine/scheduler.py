@@ -31,6 +31,7 @@ class _Compressing:
         super().__init__(*args, **kwargs)
         refuse_unsupported(self.vllm_config)  # type: ignore[attr-defined]
         self.kv_requests: dict[str, Tracked] = {}
+        self.kv_reported: set[str] = set()  # of these, those with stop strings: see `_kv_report_early`
         self.kv = Accounts(self)
         publish_if(self.kv_cache_manager.coordinator, self._kv_exact)  # type: ignore[attr-defined]
         pass_by(self.kv_cache_manager)  # type: ignore[attr-defined]
@@ -47,6 +48,8 @@ class _Compressing:
             tracked = tracked_of(Asked.of(params), self.kv.facts, request.num_prompt_tokens)
             if tracked is not None and request.request_id not in self.kv_requests:
                 self.kv_requests[request.request_id] = tracked
+                if params is not None and params.stop:
+                    self.kv_reported.add(request.request_id)
                 if (most := tracked.most_held(request.num_tokens, self.kv.facts)) is not None:
                     self._kv_cap(request, most)
         super().add_request(request)  # type: ignore[misc]
@@ -99,6 +102,9 @@ class _Compressing:
         made = self.kv_planner.plans(self.running, self.kv_requests) if self.kv_requests else []  # type: ignore[attr-defined]
         self.kv_faults.end(self)
         output: SchedulerOutput = super().schedule(*args, **kwargs)  # type: ignore[misc]
+        for req_id, drafts in output.scheduled_spec_decode_tokens.items():
+            if (tracked := self.kv_requests.get(req_id)) is not None:
+                tracked.in_flight += len(drafts)
         if not made:
             return output
         alive = [each for each in made if self._kv_alive(each.plans[0])]
@@ -115,6 +121,7 @@ class _Compressing:
         super()._preempt_request(request, *args, **kwargs)  # type: ignore[misc]
         tracked = self.kv_requests.get(request.request_id)
         if tracked is not None:
+            tracked.in_flight = tracked.asked_from = 0
             tracked.rounds.restart()
             self._kv_readmit(request, tracked)
 
@@ -124,20 +131,41 @@ class _Compressing:
             self.kv_faults.heard(feedback.errors)
         self.kv_faults.end(self)  # what the step made of them does not count
         result = super().update_from_output(scheduler_output, model_runner_output)  # type: ignore[misc]
-        if self.kv_requests:
+        if self.kv_reported:
             for client in result.values():
                 self._kv_report_early(client.outputs)
         self.kv_faults.tell(result)
         return result
 
+    def make_spec_decoding_stats(
+        self,
+        spec_decoding_stats: Any,
+        num_draft_tokens: int,
+        num_accepted_tokens: int,
+        num_invalid_spec_tokens: dict[str, int] | None,
+        request_id: str,
+    ) -> Any:
+        """vLLM tells here what became of the drafts of each request."""
+        if (tracked := self.kv_requests.get(request_id)) is not None:
+            tracked.in_flight = max(0, tracked.in_flight - num_draft_tokens)
+            tracked.drafted += num_draft_tokens - (num_invalid_spec_tokens or {}).get(request_id, 0)
+            tracked.accepted += num_accepted_tokens
+        return super().make_spec_decoding_stats(  # type: ignore[misc]
+            spec_decoding_stats,
+            num_draft_tokens=num_draft_tokens,
+            num_accepted_tokens=num_accepted_tokens,
+            num_invalid_spec_tokens=num_invalid_spec_tokens,
+            request_id=request_id,
+        )
+
     def _kv_report_early(self, outputs: list[Any]) -> None:
         """Stop strings are found by the front end, whose abort brings no output: report with every token."""
         for output in outputs:
+            if output.request_id not in self.kv_reported:
+                continue
             tracked = self.kv_requests.get(output.request_id)
             request = self.requests.get(output.request_id)  # type: ignore[attr-defined]
-            if tracked is None or tracked.call is None or request is None:
-                continue
-            if request.sampling_params.stop:
+            if tracked is not None and tracked.call is not None and request is not None:
                 output.kv_transfer_params = with_record(None, tracked.call, self.kv.outcome(request, tracked).record())
 
     # -- it ends -------------------------------------------------------------------------------------
@@ -149,6 +177,7 @@ class _Compressing:
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         tracked = self.kv_requests.pop(request.request_id, None)
+        self.kv_reported.discard(request.request_id)
         outcome = self.kv.finished(request, tracked)
         for manager in self.kv.managers.values():
             manager.peak.pop(request.request_id, None)
@@ -169,6 +198,7 @@ class _Compressing:
             manager.check_integrity()
             assert set(manager.offset) <= set(self.kv_requests), "offset of a request that is gone"
             assert set(manager.peak) <= set(self.kv_requests), "admission cap of a request that is gone"
+        assert self.kv_reported <= set(self.kv_requests), "reported request that has no policy"
         assert set(self.kv_requests) <= set(self.requests), "tracked request that vLLM does not know"  # type: ignore[attr-defined]
 
 

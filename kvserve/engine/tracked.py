@@ -11,7 +11,7 @@ from kvserve.policy import Facts, Moment, Policy
 from kvserve.policy import request as wire
 from kvserve.policy.admission import whole_prefill
 from kvserve.policy.evidence import whole
-from kvserve.policy.requirements import Asks
+from kvserve.policy.requirements import Asks, foresees
 
 
 @dataclass
@@ -24,12 +24,17 @@ class Tracked:
     policy: Policy
     asks: Asks
     call: str | None = None  # id under which the API process files the outcome
+    drafts: int = 0  # tokens that a step may try beyond the one that it computes
     whole: bool = True  # compact once when the prompt is complete, not between chunks
     prefilled: bool = False
+    asked_from: int = 0  # at lengths below this one no compaction is due
     overdue: bool = False  # a due compaction found no destination blocks: try again at the next step
     weights: Sequence[float] | None = None  # each layer's share of the budget, mean 1, as the worker divided it
     compactions: int = 0
     merged: float = 0.0  # tokens per layer (mean) that went into others
+    drafted: int = 0  # tokens
+    accepted: int = 0  # of those
+    in_flight: int = 0  # drafted tokens that count as computed, and of which it is not known yet whether they stay
     rounds: Rounds = field(default_factory=Rounds)
 
     def most_held(self, tokens: int, facts: Facts) -> int | None:
@@ -64,29 +69,31 @@ class Tracked:
     @property
     def paced(self) -> bool:
         """Whether `chunk` has a say in how many tokens a step computes."""
-        return self.policy.at is not None or self.rounds.restarted
+        return self.policy.at is not None or self.rounds.restarted or self.drafts > 0
 
     def chunk(self, logical: int, physical: int, prompt: int, new: int) -> int:
         """How many of the `new` tokens the coming step may compute: none past a compaction that is due before them.
 
         That matters to a request that says `at` which token to compact, since the rest of its prompt is read as if it
-        were being generated, and to one that is computed again. 0: what it waits for comes with the next step.
+        were being generated, to one that is computed again, and to one whose next tokens are drafted: it is compacted
+        at the lengths at which it would be without drafts. 0: what it waits for comes with the next step: layers'
+        shares, or which drafts are accepted.
         """
         policy = self.policy
         prompt = self.prompt_of(prompt)
         if self.rounds.restarted and (again := self.rounds.chunk(logical, prompt, new)) is not None:
             return again
-        if policy.at is None:
-            return min(new, 1)  # generated tokens that no round has seen yet: at most those of the last steps
+        if logical < prompt:
+            return new if policy.at is None else min(new, prompt - logical)
         if policy.when == "pressure":
             return new
-        if logical < prompt:
-            return min(new, prompt - logical)
         if self._undivided:
-            return 0
-        for count in range(1, new):
+            return 0 if policy.at is not None else min(new, 1)
+        if logical + new <= self.asked_from:
+            return new
+        for count in range(1 - self.in_flight, new):
             if policy.due(Moment(logical + count, physical + count, "decode", prompt)) is not None:
-                return count
+                return 0 if self.in_flight else count
         return new
 
     @property
@@ -110,8 +117,13 @@ class Tracked:
         if stage != "prefill" and self.policy.when == "pressure" and not self.overdue:
             return None
         self.overdue = False
-        keep = self.policy.due(Moment(logical, physical, stage, prompt))  # type: ignore[arg-type]
-        return None if keep is None else whole("due", keep, 1)
+        moment = Moment(logical, physical, stage, prompt)  # type: ignore[arg-type]
+        keep = self.policy.due(moment)
+        if keep is not None:
+            return whole("due", keep, 1)
+        if stage != "prefill" and self.policy.when == "always" and foresees(type(self.policy)):
+            self.asked_from = whole("next_due", self.policy.next_due(moment), logical + 1)
+        return None
 
     def keep_by_group(self, keep: int, held: int, layers: Sequence[Sequence[int]]) -> list[int]:
         """`keep` of `held` tokens per layer on the mean -> tokens for each group; layers = which ones a group has."""
@@ -155,4 +167,4 @@ def tracked_of(asked: Asked, facts: Facts, prompt: int) -> Tracked | None:
     if asked.policy is None:
         return None
     policy = wire.built(asked.policy, facts, prompt)
-    return Tracked(policy, Asks.of(policy), asked.call) if policy.compresses else None
+    return Tracked(policy, Asks.of(policy), asked.call, facts.drafts) if policy.compresses else None

@@ -2,7 +2,8 @@
 
 The queries of a prompt chunk are counted as attention runs, when they and the keys are at hand. A generated
 token's query waits in its ring and is counted with up to FOLD others: at a compaction, or when the ring is
-full. The cache only grows in between, so counting late gives what counting at once would have.
+full. The cache only grows in between, so counting late gives what counting at once would have. With speculative
+decoding it also waits until it is known whether the token stays.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,7 @@ from functools import partial
 
 from torch import Tensor
 
-from kvserve.cache.records import Location, Record, Span
+from kvserve.cache.records import NO_DRAFTS, Drafts, Location, Record, Span
 from kvserve.evidence.observer import Layer, Observer
 from kvserve.evidence.queries import FOLD, QueryRings
 from kvserve.evidence.sums import Sums
@@ -30,9 +31,13 @@ class Gathered:
 class Gatherer(Observer):
     """Counts the queries of the requests that ask for it."""
 
-    def __init__(self, queries: QueryRings, layers: Mapping[int, Sequence[Layer]]) -> None:
+    def __init__(
+        self, queries: QueryRings, layers: Mapping[int, Sequence[Layer]], drafts: Drafts = NO_DRAFTS
+    ) -> None:  # fmt: skip
         self.extra: tuple[str, ...] = ()  # gathered of every request beside what its policy reads: calibration
         self._queries, self._layers = queries, layers
+        self._late = 1 + drafts.tokens  # generated tokens of a step up to this number are counted later
+        self._unseen = drafts.unseen
         self._prompts: list[Span] = []
 
     def begin(self, record: Record, first: int) -> None:
@@ -50,20 +55,22 @@ class Gatherer(Observer):
 
     def wants(self, span: Span) -> bool:
         """Whether these tokens' queries are to be counted as attention runs."""
-        return span.position < span.record.prompt or (span.count > 1 and span.record.asks.observes == "all")
+        return span.position < span.record.prompt or (span.count > self._late and span.record.asks.observes == "all")
 
     def waiting(self, span: Span) -> bool:
         """Whether the ring would lose a query that is not counted yet when these tokens' are stored or counted."""
         if span.record.asks.observes != "all" or span.position <= span.record.prompt:
             return False
-        room = FOLD if span.count == 1 else 1  # several at once are counted as attention runs, in their order
+        # More at once than may be drafted are counted as attention runs, in their order.
+        room = FOLD + 1 - span.count if span.count <= self._late else 1
         return any(span.position - sums.upto >= room for sums in span.record.observed[self].layers.values())
 
     def _count_waiting(self, span: Span) -> None:
+        known = span.position - self._unseen
         try:
-            for group, where in span.before.items():
+            for group, where in span.locate(known).items():
                 for layer in self._layers[group]:
-                    self.catch_up(span.record, layer, span.position, partial(_keys, layer, where))
+                    self.catch_up(span.record, layer, known, partial(_keys, layer, where))
         except Exception as error:  # said when the policy next looks at it
             span.record.observed[self].error = error
 

@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from kvserve.cache.records import Location, Record, Span
+from kvserve.cache.records import NO_DRAFTS, Drafts, Location, Record, Span
 from kvserve.evidence.observer import Layer, Observer
 from kvserve.policy import LayerView
 
@@ -16,24 +16,29 @@ FOLD = 128  # generated tokens whose queries are counted together: see kvserve.e
 class _Seat(NamedTuple):
     base: int  # first row in the rings
     window: int
+    rows: int  # the window's, and one for each token that may be drafted beyond it
     first: int  # first position computed here: a prefix hit skips queries
 
 
 class QueryRings(Observer):
-    """One ring of `window` rows per request and layer; position p lies in row base + p % window.
+    """One ring of rows per request and layer; position p lies in row base + p % rows.
 
-    Rows exist only for requests that asked for them. All layers of a step store with the same two index
-    vectors, so a captured step costs one `index_copy_` per layer, and a step without takers nothing.
+    Rows exist only for requests that asked for them: as many as the window that is looked at has tokens, and with
+    speculative decoding those of the drafts, whose queries must not take the place of older ones before they are
+    accepted. All layers of a step store with the same two index vectors, so a captured step costs one `index_copy_`
+    per layer, and a step without takers nothing.
     """
 
     late: ClassVar[bool] = True
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, drafts: Drafts = NO_DRAFTS) -> None:
         self._device = device
+        self._drafts = drafts
         self._rings: dict[int, Tensor] = {}  # layer -> (rows, Hq, D)
-        self._free: dict[int, list[int]] = {}  # window -> bases of seats that are free again
+        self._free: dict[int, list[int]] = {}  # rows -> bases of seats that are free again
         self._rows = self._taken = 0
         self._from = self._to = torch.empty(0, dtype=torch.long)
+        self._seats: tuple[Tensor, Tensor] | None = None  # of each token of `_from`: first row and rows of its ring
 
     # -- a request -----------------------------------------------------------------------------------
 
@@ -43,18 +48,19 @@ class QueryRings(Observer):
         window = max(asks.query_window, FOLD if asks.gathers and asks.observes == "all" else 0)
         if not window:
             return
-        spare = self._free.get(window)
+        rows = window + self._drafts.tokens + self._drafts.unseen
+        spare = self._free.get(rows)
         if spare:
             base = spare.pop()
         else:
-            base, self._rows = self._rows, self._rows + window
+            base, self._rows = self._rows, self._rows + rows
         self._taken += 1
-        record.observed[self] = _Seat(base, window, first)
+        record.observed[self] = _Seat(base, window, rows, first)
 
     def end(self, record: Record) -> None:
         seat: _Seat = record.observed[self]
         self._taken -= 1
-        self._free.setdefault(seat.window, []).append(seat.base)
+        self._free.setdefault(seat.rows, []).append(seat.base)
 
     def __len__(self) -> int:
         return self._taken
@@ -65,18 +71,31 @@ class QueryRings(Observer):
         """Work out once, for all layers, which tokens of the step go to which rows."""
         source: list[Tensor] = []
         target: list[Tensor] = []
+        seats: list[Tensor] = []
         for span in spans:
             seat: _Seat = span.record.observed[self]
-            skip = max(0, span.count - seat.window)
+            skip = max(0, span.count - seat.rows)
             index = torch.arange(skip, span.count)
             source.append(index + span.row)
-            target.append((index + span.position) % seat.window + seat.base)
+            target.append((index + span.position) % seat.rows + seat.base)
+            seats.append(torch.tensor([[seat.base, seat.rows]]).expand(len(index), 2))
         if source:
             self._from = torch.cat(source).to(self._device)
             self._to = torch.cat(target).to(self._device)
+            if self._drafts.unseen:
+                base, rows = torch.cat(seats).to(self._device).unbind(1)
+                self._seats = base, rows
         return bool(source)
 
+    def _settle(self) -> None:
+        """Positions were guessed when the step began, if drafts were in flight; its layers run on the true ones."""
+        if self._seats is not None:
+            assert self._drafts.positions is not None
+            base, rows = self._seats
+            self._to, self._seats = self._drafts.positions[self._from] % rows + base, None
+
     def before(self, layer: Layer, query: Tensor) -> None:
+        self._settle()
         ring = self._rings.get(layer.index)
         if ring is None or len(ring) < self._rows:
             ring = self._rings[layer.index] = self._grown(ring, query)
@@ -102,5 +121,5 @@ class QueryRings(Observer):
             return None, None
         start = max(seat.first, logical - seat.window)
         positions = torch.arange(start, logical)
-        rows = (positions % seat.window + seat.base).to(ring.device)
+        rows = (positions % seat.rows + seat.base).to(ring.device)
         return ring[rows].float(), positions.to(ring.device)

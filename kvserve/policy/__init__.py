@@ -17,7 +17,7 @@ The bases of most policies are in `kvserve.policy.scoring`, of those around anot
 """
 
 from kvserve.policy.base import Policy
-from kvserve.policy.budgeted import EVERYTHING
+from kvserve.policy.budgeted import EVERYTHING, NEVER
 from kvserve.policy.errors import PolicyError
 from kvserve.policy.evidence import (
     Calibrated,
@@ -42,6 +42,7 @@ from kvserve.policy.wrapping import WrappingPolicy
 
 __all__ = [
     "EVERYTHING",
+    "NEVER",
     "Calibrated",
     "Evidence",
     "Facts",

@@ -12,6 +12,7 @@ from kvserve.policy.view import LayerView
 
 MOST = 2**31 - 1
 """Tokens that a budget may be: more than any model reads, and small enough for every wire that the number goes over."""
+NEVER = MOST
 EVERYTHING = MOST
 """What `shares` says of a layer that is left as it is."""
 
@@ -101,6 +102,13 @@ class Budgeted(BaseModel):
         if at.stage == "decode" and not (self.decode and at.logical % self.slack == 0):
             return None
         return target
+
+    def next_due(self, at: Moment) -> int:
+        """Length of a generating request, behind `at`, before which `due` says None: it is not asked there.
+
+        A class with a `due` of its own says this too, or is asked at every length.
+        """
+        return (at.logical // self.slack + 1) * self.slack if self.decode else NEVER
 
     def overshoot(self) -> int:
         """Tokens that may gather over the target between two compactions while generating."""

@@ -1,5 +1,7 @@
 """What a policy asks of the engine, read from it once and checked: later steps take its word from here."""
 
+from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 from kvserve.policy import Policy
@@ -48,3 +50,14 @@ class Asks(NamedTuple):
             text_window=text.window or 0 if text else 0,
             summarised=text.made if text else True,
         )
+
+
+@cache
+def foresees(policy: type[Policy]) -> bool:
+    """Whether what a policy says of the next length at which a compaction may be due is about its own `due`."""
+    order = policy.__mro__
+    return order.index(_origin(order, "next_due")) <= order.index(_origin(order, "due"))
+
+
+def _origin(order: Sequence[type], method: str) -> type:
+    return next(cls for cls in order if method in vars(cls))

@@ -12,12 +12,14 @@ from vllm.v1.kv_cache_interface import KVCacheSpec
 
 from kvserve.cache.contents import LayerCache, cpu_cache, gpu_cache
 from kvserve.cache.layout import cpu_layouts
+from kvserve.cache.records import NO_DRAFTS, Drafts
 from kvserve.engine.spec import compressible, is_compressible
 from kvserve.evidence.calibration import load_for
 from kvserve.evidence.observer import OF_MODELS, Layer, Observer
 from kvserve.evidence.output import output_weight
 from kvserve.evidence.repeat import Repeater
 from kvserve.policy.softmax import Softmax
+from kvserve.startup.facts import drafts_of
 from kvserve.startup.guard import UnsupportedError
 from kvserve.startup.refusals import BIASED, PROMPTS_IN_GRAPHS, UNIFIED, prompts_in_graphs
 
@@ -60,9 +62,29 @@ def layers_of(runner: Any) -> list[tuple[Layer, Any]]:
     return found
 
 
+def drafting_layers(runner: Any) -> set[str]:
+    """Names of the layers that a draft model brings. Their cache keeps every token, in a group of its own.
+
+    What they keep has no part in what the model says, and vLLM's drafting finds it by a token's position.
+    """
+    drafter = getattr(runner, "drafter", None) or getattr(runner, "speculator", None)
+    names = getattr(drafter, "_draft_attn_layer_names", None) or getattr(drafter, "draft_attn_layer_names", None)
+    return set(names or ())
+
+
+def drafts(runner: Any) -> Drafts:
+    """What speculative decoding leaves open of a step."""
+    tokens = drafts_of(runner.vllm_config)
+    if not tokens:
+        return NO_DRAFTS
+    buffers = getattr(runner, "input_buffers", runner)  # V2 has them apart
+    unseen = tokens if runner.vllm_config.scheduler_config.async_scheduling else 0
+    return Drafts(tokens, unseen, buffers.positions)
+
+
 def refuse(runner: Any, specs: Mapping[str, KVCacheSpec]) -> None:
     """Raise UnsupportedError for what only the loaded model tells: see kvserve.startup.refusals."""
-    ours = [name for name, spec in specs.items() if compressible(spec)]
+    ours = [name for name, spec in specs.items() if compressible(spec) and name not in drafting_layers(runner)]
     attention = get_layers_from_vllm_config(runner.vllm_config, Attention)
     if any(getattr(attention[name].impl, "alibi_slopes", None) is not None for name in ours):
         raise UnsupportedError(f"kvserve does not support {BIASED}")

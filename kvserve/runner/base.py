@@ -26,7 +26,7 @@ from kvserve.policy.rope import Rope
 from kvserve.runner import attach
 from kvserve.runner.lengths import GroupLengths
 from kvserve.runner.tap import LayerTap
-from kvserve.startup.bundles import chosen
+from kvserve.startup.bundles import chosen, fit_a_draft_model
 from kvserve.startup.facts import kinds_of, known
 from kvserve.startup.options import KVOptions
 
@@ -45,6 +45,7 @@ class KVRunner:
     kv: Compactor | None = None
     kv_ropes: dict[str, Rope]  # by layer
     kv_projections: dict[str, Any]  # of what a layer's attention puts out, by layer
+    _kv_batch: Sequence[str] = ()  # requests of the last step in its order; none if attention saw no offsets
     _kv_complete: Sequence[Span] = ()  # requests whose prompt is complete when the running step is
     _kv_taps: Sequence[LayerTap] = ()
 
@@ -68,14 +69,18 @@ class KVRunner:
         options, kinds = KVOptions.of(config), kinds_of(config)
         specs: dict[str, KVCacheSpec] = super().get_kv_cache_spec()  # type: ignore[misc]
         attach.refuse(self, specs)
-        ours = {name: spec for name, spec in specs.items() if compressible(spec)}
+        drafting = attach.drafting_layers(self)
+        served = {name: spec for name, spec in specs.items() if name not in drafting}
+        ours = {name: spec for name, spec in served.items() if compressible(spec)}
         trial = tried(self, list(ours))
         self.kv_ropes, self.kv_projections = ropes_of(self, trial.keys), trial.projections
         unprojected = [name for name in ours if name not in self.kv_projections]
         unknown = [name for name in ours if name not in self.kv_ropes]
         bundles = chosen(options.groups, list(ours.values()), len(specs) - len(ours), kinds, config)
-        return tagged(
-            specs,
+        if drafting and ours:
+            fit_a_draft_model(bundles.groups, len(ours), len(drafting & set(specs)))
+        return specs | tagged(
+            served,
             bundles.groups,
             kinds,
             resident_tokens=options.resident_tokens,
@@ -99,7 +104,8 @@ class KVRunner:
         for layer, _ in attached:
             layers[layer.group].append(layer)
         trace = KVOptions.of(self.vllm_config).trace  # type: ignore[attr-defined]
-        self.kv = Compactor(layers, attach.head_offset(self), device, trace, attach.observers(self, attached))
+        observers, drafts = attach.observers(self, attached), attach.drafts(self)
+        self.kv = Compactor(layers, attach.head_offset(self), device, trace, observers, drafts)
         captured = attach.captured_tokens(self)
         self._kv_taps = [LayerTap(self.kv, layer, attach.staging(self, module, captured)) for layer, module in attached]
         for tap, (_, module) in zip(self._kv_taps, attached, strict=True):
@@ -142,15 +148,16 @@ class KVRunner:
 
     # -- a step: tokens --------------------------------------------------------------------------------
 
-    def _kv_begin_step(self, kv: Compactor, rows: Iterable[BatchRow]) -> None:
-        """The coming step has these rows, in the order of the batch."""
+    def _kv_begin_step(self, kv: Compactor, batch: Sequence[str], rows: Iterable[BatchRow]) -> None:
+        """The coming step has these requests, and rows of them, in this order."""
         if not kv.requests:
             self._kv_idle(kv)
             return
-        rows = list(rows)
-        for group, lengths in self._kv_lengths.items():
-            records = (kv.requests.get(row.req_id) for row in rows)
-            lengths.begin_step([r.offset.get(group, 0) if r else 0 for r in records])
+        if kv.changed or batch != self._kv_batch:
+            self._kv_batch, kv.changed = list(batch), False
+            for group, lengths in self._kv_lengths.items():
+                records = map(kv.requests.get, batch)
+                lengths.begin_step([r.offset.get(group, 0) if r else 0 for r in records])
         spans = [] if kv.idle else list(self._kv_spans(kv, rows))
         kv.begin_step(spans)
         self._kv_complete = [span for span in spans if kv.undivided(span)]
@@ -158,11 +165,11 @@ class KVRunner:
     def _kv_idle(self, kv: Compactor) -> None:
         """The coming step carries no request of ours: attention sees what stock vLLM's sees."""
         kv.begin_step([])
-        self._kv_complete = []
+        self._kv_complete, self._kv_batch = [], ()
         for lengths in self._kv_lengths.values():
             lengths.end_step()
 
-    def _kv_spans(self, kv: Compactor, rows: Sequence[BatchRow]) -> Iterable[Span]:
+    def _kv_spans(self, kv: Compactor, rows: Iterable[BatchRow]) -> Iterable[Span]:
         """The tokens that the coming step has of requests of ours."""
         first = 0
         for req_id, position, count in rows:

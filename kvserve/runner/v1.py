@@ -1,5 +1,6 @@
 """vLLM's V1 model runner: one method brings its books up to date with what the scheduler says."""
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,7 +33,8 @@ class V1Runner(KVRunner):
         self._kv_run_plans(self.kv, scheduler_output)
         result = super()._update_states(scheduler_output)  # type: ignore[misc]
         self._kv_begin_requests(self.kv, scheduler_output)
-        self._kv_begin_step(self.kv, self._kv_rows(scheduler_output.num_scheduled_tokens))
+        rows = self._kv_rows(scheduler_output.num_scheduled_tokens)
+        self._kv_begin_step(self.kv, self.input_batch.req_ids, rows)  # type: ignore[attr-defined]
         return result
 
     def _kv_begin_requests(self, kv: Compactor, scheduler_output: SchedulerOutput) -> None:
@@ -61,6 +63,17 @@ class V1Runner(KVRunner):
 
     def _kv_blocks(self, req_id: str, group: int, count: int) -> Tensor:
         return torch.tensor(self.requests[req_id].block_ids[group][:count], device=self.device)  # type: ignore[attr-defined]
+
+    def _build_attention_metadata(self, *args: Any, **kwargs: Any) -> Any:
+        """vLLM (0.32, 0.33) takes a draft model's cache to lie in the first group; say where it does."""
+        metadata, of_draft = super()._build_attention_metadata(*args, **kwargs)  # type: ignore[misc]
+        group: int = getattr(getattr(self, "drafter", None), "kv_cache_gid", 0)
+        if of_draft is not None and group > 0:
+            of_draft = copy.copy(of_draft)
+            table = self.input_batch.block_table[group]  # type: ignore[attr-defined]
+            of_draft.block_table_tensor = table.get_device_tensor(of_draft.num_reqs)
+            of_draft.slot_mapping = kwargs["slot_mappings"][group][: of_draft.num_actual_tokens]
+        return metadata, of_draft
 
     def _determine_batch_execution_and_padding(self, *args: Any, **kwargs: Any) -> Any:
         """A step that someone watches layer by layer is not replayed as one CUDA graph."""

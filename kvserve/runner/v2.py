@@ -42,7 +42,7 @@ class V2Runner(KVRunner):
             return state, uniform
         computed = self.req_states.num_computed_tokens_np[state.idx_mapping_np].tolist()  # type: ignore[attr-defined]
         counts = state.num_scheduled_tokens.tolist()
-        self._kv_begin_step(self.kv, map(BatchRow, state.req_ids, computed, counts))
+        self._kv_begin_step(self.kv, state.req_ids, map(BatchRow, state.req_ids, computed, counts))
         # Graphs of whole steps are those of uniform decoding; what is not uniform is replayed in pieces.
         return state, None if self.kv.watched else uniform
 

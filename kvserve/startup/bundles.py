@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 from vllm.v1.kv_cache_interface import KVCacheSpec
 
+from kvserve.startup.guard import UnsupportedError
+
 FEW = (2, 3)  # of which the first that divides the layers: vLLM pads groups of unequal size
 MOST = 4  # groups that are made unasked: one took about 35 us of a step (2 cores, 4 layers, one request)
 
@@ -37,6 +39,20 @@ def chosen(
         if len(ours) % groups == 0:
             return Bundles(groups, "for policies whose budgets differ by layer")
     return Bundles(1, f"{len(ours)} layers make no {' or '.join(map(str, FEW))} bundles of equal size")
+
+
+def fit_a_draft_model(groups: int, ours: int, drafting: int) -> None:
+    """Raise UnsupportedError if vLLM would spread the layers of a draft model over groups, which it then refuses.
+
+    It makes groups of equal size, as large as the smallest kind has layers.
+    """
+    if groups and ours // groups < drafting:
+        fitting = [str(n) for n in range(1, ours + 1) if ours % n == 0 and ours // n >= drafting]
+        allowed = f"allowed: {', '.join(fitting)}" if fitting else "the model has fewer layers than that"
+        raise UnsupportedError(
+            f"a draft model keeps its {drafting} layers in one group, and --kv-groups is {groups}, which makes groups "
+            f"of {ours // groups} layers; {allowed}"
+        )
 
 
 def _obstacle(ours: Sequence[KVCacheSpec], others: int, config: Any) -> str | None:

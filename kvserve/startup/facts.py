@@ -7,9 +7,9 @@ with vLLM's start-up handshake; see kvserve.startup.handshake.
 from typing import Any
 
 from vllm.utils.math_utils import cdiv
-from vllm.v1.kv_cache_interface import KVCacheGroupSpec, get_kv_cache_spec_kind
+from vllm.v1.kv_cache_interface import KVCacheGroupSpec, get_kv_cache_spec_kind, iter_layer_specs
 
-from kvserve.engine.spec import is_compressible, note
+from kvserve.engine.spec import compressible, is_compressible, note
 from kvserve.evidence.calibration import load_for
 from kvserve.policy.types import Facts, OtherGroup
 from kvserve.startup.guard import UnsupportedError
@@ -67,19 +67,27 @@ def made_of(vllm_config: Any, kv_cache_config: Any) -> Facts:
         block_sizes=sizes,
         side_pass_problem=_side_pass_problem(vllm_config, others),
         other_groups=tuple(_other(g, vllm_config) for g in others),
+        drafts=drafts_of(vllm_config),
         bundling=next((note(g.kv_cache_spec, "bundling") for g in groups), ""),
     )
 
 
 def _side_pass_problem(vllm_config: Any, others: list[KVCacheGroupSpec]) -> str | None:
     """Why this server's prompts cannot be repeated: see kvserve.evidence.repeat."""
-    if others:
+    of_draft_models = [g for g in others if all(map(compressible, iter_layer_specs(g.kv_cache_spec)))]
+    if len(others) > len(of_draft_models):
         return "this model has layers whose caches are not compressed, such as those with a sliding window"
     if vllm_config.lora_config is not None:
         return "the server was started with --enable-lora"
     if vllm_config.model_config.skip_tokenizer_init:
         return "the server was started with --skip-tokenizer-init"
     return None
+
+
+def drafts_of(vllm_config: Any) -> int:
+    """Tokens that speculative decoding may try in a step, of each request; 0 without it."""
+    speculative = vllm_config.speculative_config
+    return 0 if speculative is None else int(speculative.num_speculative_tokens)
 
 
 def kinds_of(vllm_config: Any) -> tuple[str, ...]:

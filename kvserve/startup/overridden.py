@@ -30,6 +30,8 @@ SIGNATURES: dict[str, dict[str, str]] = {
         "_preempt_request": "self request timestamp drop_stale_output",
         "_reserve_prefill_lookahead": "self request num_computed_tokens num_new_tokens",
         "add_request": "self request",
+        "make_spec_decoding_stats": "self spec_decoding_stats num_draft_tokens num_accepted_tokens "
+        "num_invalid_spec_tokens request_id",
         "make_stats": "self spec_decoding_stats kv_connector_stats cudagraph_stats perf_stats ec_connector_stats",
         "schedule": "self throttle_prefills",
         "update_from_output": "self scheduler_output model_runner_output",
@@ -94,6 +96,9 @@ SIGNATURES: dict[str, dict[str, str]] = {
         "sample_tokens": "self grammar_output",
     },
     "vllm.v1.worker.gpu_model_runner.GPUModelRunner": {
+        "_build_attention_metadata": "self num_tokens num_reqs max_query_len num_tokens_padded num_reqs_padded "
+        "ubatch_slices logits_indices max_num_sampled_tokens use_spec_decode for_cudagraph_capture "
+        "num_scheduled_tokens slot_mappings",
         "_determine_batch_execution_and_padding": "self num_tokens num_reqs num_scheduled_tokens_np "
         "max_num_scheduled_tokens use_cascade_attn allow_microbatching force_eager force_uniform_decode "
         "force_has_lora force_num_active_loras num_encoder_reqs",

@@ -21,7 +21,7 @@ class Start:
     """How a server is started, as far as it decides whether kvserve can serve at all."""
 
     model: Mapping[str, Any] = field(default_factory=dict)  # the Hugging Face configuration, that of the text in it
-    speculative: bool = False
+    drafting: str | None = None  # method of speculative decoding, "" if vLLM is to find it out
     connector: bool = False
     decode_context: int = 1  # workers among which context parallelism splits a sequence
     prefill_context: int = 1
@@ -49,6 +49,8 @@ class Start:
         return bool(window) and "full_attention" not in self.kinds
 
 
+DRAFTING = ("ngram", "draft_model", "eagle", "eagle3", "mtp")
+"""Methods of speculative decoding that are served with policies."""
 MLA_OFF = "VLLM_MLA_DISABLE"
 PROMPTS_IN_GRAPHS = (
     "CUDA graphs of whole steps for prompts too (cudagraph_mode FULL): a replayed prompt shows nobody its queries; "
@@ -60,7 +62,10 @@ UNIFIED = (
     "same blocks, which can then not be compacted"
 )
 TABLE: dict[str, Callable[[Start], bool]] = {
-    "speculative decoding: rejected drafts would undo lengths that a plan relied on": lambda s: s.speculative,
+    f"speculative decoding by other methods than {', '.join(DRAFTING)}: not tested": (
+        lambda s: bool(s.drafting) and s.drafting not in DRAFTING
+    ),
+    "speculative decoding with pipeline parallelism: not tested": lambda s: s.drafting is not None and s.pipeline > 1,
     "KV connectors (offloading, disaggregated prefill): they address blocks by position": lambda s: s.connector,
     "decode context parallelism: a token's slot depends on its position": lambda s: s.decode_context > 1,
     "prefill context parallelism: a token's slot depends on its position": lambda s: s.prefill_context > 1,
@@ -129,7 +134,7 @@ def started(vllm_config: Any) -> Start:
             "is_encoder_decoder": model.is_encoder_decoder,
             "use_summary_attention": getattr(model.hf_config, "use_summary_attention", False),
         },
-        speculative=vllm_config.speculative_config is not None,
+        drafting=None if (drafts := vllm_config.speculative_config) is None else str(drafts.method),
         connector=vllm_config.kv_transfer_config is not None,
         decode_context=parallel.decode_context_parallel_size,
         prefill_context=getattr(parallel, "prefill_context_parallel_size", 1),
@@ -169,9 +174,7 @@ def asked(args: Any, model: Mapping[str, Any]) -> Start:
 
     return described(
         model,
-        speculative=any(
-            value(name, None) for name in ("speculative_config", "spec_method", "spec_model", "spec_tokens")
-        ),
+        drafting=drafting(args),
         connector=bool(value("kv_transfer_config", None) or value("kv_offloading_size", None)),
         decode_context=int(value("decode_context_parallel_size", 1)),
         prefill_context=int(value("prefill_context_parallel_size", 1)),
@@ -182,3 +185,12 @@ def asked(args: Any, model: Mapping[str, Any]) -> Start:
         unified_cache=bool(value("disable_hybrid_kv_cache_manager", False)),
         prompts_in_graphs=prompts_in_graphs(value("compilation_config", None)),
     )
+
+
+def drafting(args: Any) -> str | None:
+    """Method of speculative decoding that parsed arguments of `vllm serve` ask for; "" if they leave it to vLLM."""
+    given = getattr(args, "speculative_config", None)
+    config = given if isinstance(given, Mapping) else vars(given) if given is not None else {}
+    named = getattr(args, "spec_method", None) or config.get("method")
+    others = (getattr(args, name, None) for name in ("spec_model", "spec_tokens"))
+    return str(named or "") if named or config or any(others) else None

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map
 
 from kvserve.policy import EVERYTHING, LayerView, Merged, Moment, Policy, request
 from kvserve.policy.errors import said
+from kvserve.policy.requirements import foresees
 from kvserve.policy.selection import Room, checked, shared
 from kvserve.testing.device import DEVICE, elsewhere, is_placed, place
 from kvserve.testing.views import RandomLayer, random_layer
@@ -86,6 +87,21 @@ def target(policy: Policy) -> None:
             else:
                 assert keep == wanted < logical, what
                 assert isinstance(each.budget, int) or keep >= each.budget * logical - 1e-6, what
+
+
+def rhythm(policy: Policy) -> None:
+    """While a request generates, nothing is due before the length that `next_due` has named."""
+    if not foresees(type(policy)):
+        return
+    for each in budgeted(policy):
+        for logical, physical in ((SLOTS, PROMPT), (SLOTS, SLOTS), (SLOTS + MORE + 1, SLOTS // 2)):
+            now = Moment(logical, physical, "decode", PROMPT)
+            if each.due(now) is not None:
+                continue
+            for more in range(1, min(each.next_due(now) - logical, 5 * PROMPT)):
+                due = each.due(Moment(logical + more, physical + more, "decode", PROMPT))
+                what = f"budget {each.budget!r}: at {logical} tokens next_due says {each.next_due(now)}"
+                assert due is None, f"{what}, and at {logical + more} {due} are to stay"
 
 
 def selection(policy: Policy) -> None:
@@ -166,7 +182,7 @@ def device(policy: Policy) -> None:
 
 UNBUDGETED: tuple[Check, ...] = (declared,)
 CHECKS: tuple[Check, ...] = (
-    declared, enough_budget, target, selection, second_round, repeatable, heads_apart, layer_budgets, device,
+    declared, enough_budget, target, rhythm, selection, second_round, repeatable, heads_apart, layer_budgets, device,
 )  # fmt: skip
 
 

@@ -21,8 +21,10 @@ SUMMED = (
     "compactions",
     "resident_bytes",
     "full_bytes",
+    "draft_tokens",
+    "accepted_tokens",
 )
-"""Added up over the sequences of a call (n > 1, several prompts), as `completion_tokens` is."""
+"""Added up over the sequences of a call (n > 1, several prompts), as `completion_tokens` is; those that any has."""
 
 
 class Ledger:
@@ -77,7 +79,8 @@ class Ledger:
         records = list(self._calls.get(call, {}).values())
         if not records:
             return None
-        return {**records[0], **{key: sum(record[key] for record in records) for key in SUMMED}}
+        reported = [key for key in SUMMED if any(key in record for record in records)]
+        return {**records[0], **{key: sum(record.get(key, 0) for record in records) for key in reported}}
 
     # -- where records come from ----------------------------------------------------------------------
 

@@ -40,7 +40,11 @@ def test_every_part_runs_and_no_speed_is_claimed(tmp_path: Path) -> None:
     ("before", "complaint"),
     [
         ("m.move = lambda *a, **k: None", "bench.kernels: mover, token-major, float32 x 64, in place: "),
-        ("m.column_sums = lambda q, k, *_: 0 * k[:, None, :, 0]", "bench.kernels: mass, torch.float32, heads of 64, "),
+        pytest.param(
+            "m.column_sums = lambda q, k, *_: 0 * k[:, None, :, 0]",
+            "bench.kernels: mass, torch.float32, heads of 64, ",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_wrong_kernel_is_named_and_nothing_is_timed(before: str, complaint: str, tmp_path: Path) -> None:

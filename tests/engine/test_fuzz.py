@@ -26,6 +26,18 @@ def llm(request, tmp_path_factory):
     harness.stop(engine)
 
 
+def test_a_little_traffic(llm):
+    """What runs on the V2 runner in every `make test`, see test_v2: its interpreted kernels take a minute for it."""
+    before = harness.free_blocks(llm)
+    traffic = Traffic(llm, 7)
+    traffic.run(25)
+    assert set(traffic.answers) | traffic.aborted == set(traffic.sent)
+    drain(llm)
+    assert harness.free_blocks(llm) == before
+    assert traffic.seen["rows"] > 200
+    assert sum(t.compactions for t in harness.scheduler(llm).kv.totals.policies.values()) > 20
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_traffic(llm, seed):
     before = harness.free_blocks(llm)

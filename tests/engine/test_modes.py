@@ -33,7 +33,7 @@ MODES = {
     "groups": {"options": {"groups": 4}},
 }
 
-SLOW = ["v2-async", "v2-tensor-parallel"]
+SLOW = ["processes", "v2-async", "v2-tensor-parallel"]  # processes-async has both of what the first has
 ELSEWHERE = [mode for mode, setting in MODES.items() if "env" in setting or mode == "compiled"]
 
 

@@ -10,7 +10,7 @@ import pytest
 from tests.engine.interpreted import ROOT, V2
 
 HERE = Path(__file__).parent
-SAMPLE = ["tests/engine/test_fuzz.py::test_traffic[4groups-1]"]
+SAMPLE = ["tests/engine/test_fuzz.py::test_a_little_traffic[4groups]"]
 """Steps under pressure, each checked: what stands in the block tables, who holds which blocks."""
 ENGINES = [*HERE.glob("test_*.py"), *(HERE.parent / "zoo").glob("test_*.py")]
 FILES = sorted(str(path.relative_to(ROOT)) for path in ENGINES if path.name not in ("test_modes.py", "test_v2.py"))

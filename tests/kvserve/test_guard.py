@@ -70,7 +70,7 @@ def config(**changes):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"speculative_config": object()}, "speculative decoding"),
+        ({"speculative_config": SimpleNamespace(method="medusa")}, "speculative decoding by other methods"),
         ({"kv_transfer_config": object()}, "KV connectors"),
         ({"parallel_config__decode_context_parallel_size": 2}, "decode context parallelism"),
         ({"parallel_config__pipeline_parallel_size": 2}, "pipeline parallelism"),
@@ -95,6 +95,7 @@ def test_combinations_that_cannot_work(change, says):
 
 def test_plain_start_is_fine():
     guard.refuse_unsupported(config())
+    guard.refuse_unsupported(config(speculative_config=SimpleNamespace(method="ngram")))
     falcon = SimpleNamespace(model_type="falcon", alibi=False)
     guard.refuse_unsupported(config(model_config__hf_text_config=falcon))
     only_full = SimpleNamespace(layer_types=["full_attention"] * 2)

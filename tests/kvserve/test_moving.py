@@ -78,7 +78,7 @@ def check_all(seed):
     return count
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_equals_torch_in_the_interpreter(seed):
     """In a process of its own: the interpreter is chosen when triton is imported."""
     script = f"from tests.kvserve.test_moving import check_all; print('equal', check_all({seed}))"

@@ -7,6 +7,7 @@ import torch
 from pydantic import Field
 
 from kvserve.policy import Evidence, Keys, ScoringPolicy, registry, request
+from kvserve.policy.requirements import foresees
 from kvserve.testing import checks, layer_view, random_layer
 
 
@@ -85,6 +86,13 @@ class Short(Sound):
         return keep and keep - 1
 
 
+class Asleep(Sound):
+    """Does not want to be asked when it has something to say."""
+
+    def next_due(self, at):
+        return at.logical + 1000
+
+
 class Unprotected(Sound):
     """Forgets that its parameters promise sinks and recent tokens."""
 
@@ -149,6 +157,7 @@ MISTAKES = {
     Undescribed: "declared",
     Eager: "enough_budget",
     Short: "target",
+    Asleep: "rhythm",
     Unprotected: "selection",
     Unsorted: "selection",
     Writing: "selection",
@@ -184,3 +193,20 @@ def test_a_mistake_fails_its_check(wrong, installed):
 
 def test_every_check_has_a_mistake():
     assert {check.__name__ for check in checks.CHECKS} == set(MISTAKES.values())
+
+
+class OnlyDue(Sound):
+    """Says when, and leaves the rest to its base, which cannot know."""
+
+    def due(self, at):
+        return self.target(at.logical, at.prompt) if at.physical > 600 else None
+
+
+class Both(OnlyDue):
+    def next_due(self, at):
+        return at.logical + max(1, 601 - at.physical)
+
+
+@pytest.mark.parametrize(("policy", "known"), [(Sound, True), (OnlyDue, False), (Both, True), (Asleep, True)])
+def test_a_rhythm_is_believed_only_beside_its_own_due(policy, known):
+    assert foresees(policy) is known

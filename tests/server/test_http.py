@@ -328,7 +328,7 @@ def test_request_id_is_echoed(server: ServerUnderTest) -> None:
 
 def test_disconnect_frees_the_blocks(server: ServerUnderTest) -> None:
     for policy in ("streaming:0.25", None):
-        stream = server.complete(_tokens(1500), policy, stream=True, max_tokens=4000)
+        stream = server.complete(_tokens(1500), policy, stream=True, max_tokens=6500)  # more than is ever read
         for _ in range(5):
             next(stream)
         wait_for(lambda: server.stats()["resident_bytes"] > 0)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from triton._C.libtriton import interpreter
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 
@@ -47,3 +48,19 @@ class CPUDriver(DriverBase):
             return [(time.perf_counter() - started) * 1e3] * 3
 
         return milliseconds
+
+
+def _with_bits(stock: Callable[..., Any], place: int) -> Callable[..., Any]:
+    """A memory access whose mask, the argument at `place`, may consist of wider numbers than bits.
+
+    `&` of a scalar and a block makes such masks (vLLM's n-grams do that), and the interpreter refuses them.
+    """
+
+    def access(*args: Any) -> Any:
+        return stock(*args[:place], args[place].astype(bool), *args[place + 1 :])
+
+    return access
+
+
+interpreter.load = _with_bits(interpreter.load, 1)
+interpreter.store = _with_bits(interpreter.store, 2)
