@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from measuring import server
 
 KEY = "test-key"
 MODEL = "kvserve-mini"
-FIELDS = set(Outcome.__dataclass_fields__) - {"granularity"}
-"""Of usage.kv_cache; granularity is said where layers had to share a budget only."""
+FIELDS = {field.name for field in fields(Outcome) if field.default is MISSING}
+"""Of usage.kv_cache, those that are always there: neither what layers had to share, nor what was drafted."""
 
 
 class ServerUnderTest(server.Server):

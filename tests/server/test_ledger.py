@@ -1,5 +1,6 @@
 """Outcomes find their call, and nothing of ours stays in what vLLM sends on."""
 
+from dataclasses import MISSING, fields
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,11 +31,21 @@ def test_sums_over_sequences() -> None:
     assert (outcome["policy"], outcome["budget"]) == ("streaming", 0.25)
 
 
+def test_what_only_some_sequences_drafted_is_summed_too() -> None:
+    ledger = Ledger()
+    call = ledger.open()
+    ledger.file("0_a", _record(call))
+    ledger.file("1_a", {**_record(call), "draft_tokens": 8, "accepted_tokens": 3})
+    ledger.file("2_a", {**_record(call), "draft_tokens": 4, "accepted_tokens": 4})
+    outcome = ledger.outcome(call) or {}
+    assert (outcome["draft_tokens"], outcome["accepted_tokens"]) == (12, 7)
+
+
 def test_has_exactly_the_fields_of_an_outcome() -> None:
     ledger = Ledger()
     call = ledger.open()
     ledger.file("a", _record(call))
-    assert list(ledger.outcome(call) or {}) == [name for name in Outcome.__dataclass_fields__ if name != "granularity"]
+    assert list(ledger.outcome(call) or {}) == [each.name for each in fields(Outcome) if each.default is MISSING]
     assert set(SUMMED) < set(Outcome.__dataclass_fields__)
 
 
