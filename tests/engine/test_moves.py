@@ -18,9 +18,9 @@ def shuffle_through(runner):
     """Make every step begin by rewriting every running request's cache in place."""
     stock, moved = runner._kv_begin_step, {"tokens": 0}
 
-    def rewriting(kv, rows):
+    def rewriting(kv, batch, rows):
         rows = list(rows)
-        stock(kv, rows)
+        stock(kv, batch, rows)
         for req_id, position, _ in rows:
             known = kv.requests.get(req_id)
             for group, layers in kv.layers.items():
