@@ -11,6 +11,10 @@ TOP = 20
 """Most likely tokens whose log-probabilities are asked for; all others count as one."""
 
 
+Kind = tuple[str, str, int]
+"""What items have in common: task, form, length in tokens."""
+
+
 class Cell(NamedTuple):
     """One number of the table: a policy at a budget, asked every item of a kind."""
 
@@ -65,8 +69,8 @@ class Section:
         """How each item is asked: False is generated, True is teacher-forced."""
         return (False,) * self.generated + (True,) * bool(self.forced)
 
-    def kinds(self) -> Iterator[tuple[str, str, int]]:
-        """Kinds of items: task, form, length."""
+    def kinds(self) -> Iterator[Kind]:
+        """Kinds of items."""
         return (
             (task, form, length)
             for task in self.tasks
@@ -75,7 +79,7 @@ class Section:
             if (task, form) != ("mqar", "chat")
         )
 
-    def cells(self, kind: tuple[str, str, int], labels: Sequence[str]) -> Iterator[Cell]:
+    def cells(self, kind: Kind, labels: Sequence[str]) -> Iterator[Cell]:
         """Cells of one kind of items; `full` once in each protocol."""
         for protocol in self.protocols:
             for label in labels:
@@ -87,15 +91,27 @@ class Section:
 
 
 SHARES = (0.5, 0.33, 0.25, 0.2, 0.125, 0.1)
+QUARTERS = (0.5, 0.25, 0.125)
+RETRIEVAL = ("niah_single", "niah_multikey", "niah_multivalue")
 SHORT = (
+    Section(("niah_single",), (512,), ("inside",), (0.5, 0.25), forms=("chat",)),
+    Section(("niah_single",), (512,), ("after",), (0.25,), forms=("chat",)),
+    Section(("essay",), (512,), ("inside",), (0.25,), forced=5, generated=False),
+)
+LONG = (
+    Section(
+        (*RETRIEVAL, "variable_tracking", "common_words"),
+        (1024, 2048, 3072),
+        ("inside", "after"),
+        QUARTERS,
+        forms=("chat",),
+    ),
+    Section(("essay",), (1024,), ("inside",), QUARTERS, forced=TOP, generated=False),
+)
+TOY = (
     Section(("niah",), (512,), ("inside",), SHARES),
-    Section(("niah",), (512,), ("after",), (0.5, 0.25, 0.125)),
+    Section(("niah",), (512,), ("after",), QUARTERS),
     Section(("chain",), (256,), ("both",), (64, 128)),
     Section(("vt",), (512,), ("inside",), (0.5, 0.25)),
     Section(("niah",), (512,), ("inside",), (0.25,), forced=5),
-)
-LONG = (
-    Section(("niah", "niah_free", "vt", "quote", "mqar"), (512, 1024, 2000), ("inside", "after"), SHARES, forced=TOP),
-    Section(("niah", "vt"), (1024,), ("inside",), SHARES, forms=("chat",)),
-    Section(("chain",), (512, 1024), ("decode", "decode-open", "both"), (64, 128, 256), forced=TOP),
 )

@@ -37,12 +37,12 @@ def asked(args: argparse.Namespace) -> Iterator[tuple[str, Path | None]]:
         return
     from transformers import AutoConfig
 
-    layers = AutoConfig.from_pretrained(located(args.model or "mini")).num_hidden_layers
-    flags = [args.model or "mini", "--kv-groups", str(layers), "--dtype", args.dtype]
+    layers = AutoConfig.from_pretrained(located(args.model)).get_text_config().num_hidden_layers
+    flags = [args.model, "--kv-groups", str(layers), "--dtype", args.dtype]
     with tempfile.TemporaryDirectory() as folder:
         print("kvserve eval: starting a server", file=sys.stderr)
         with serving(flags, [PLUGINS], KVSERVE_EVALS_ORACLE=folder) as url:
-            yield url, Path(folder)
+            yield url, None if args.no_oracle else Path(folder)
 
 
 async def measure(chosen: Chosen, url: str, folder: Path | None, path: Path) -> dict[str, Any]:
@@ -59,9 +59,18 @@ async def measure(chosen: Chosen, url: str, folder: Path | None, path: Path) -> 
     book = EvalJournal(path, settings, about())
     try:
         wanted = folder is not None and any(each.name == ORACLE for each in contestants)
-        oracle = Oracle(located(args.model or "mini"), folder) if wanted and folder else None
+        oracle = Oracle(located(args.model), folder) if wanted and folder else None
         runner = Runner(
-            chosen.sections, contestants, cards, endpoint, book, args.items, args.seed, args.at_once, oracle
+            chosen.sections,
+            contestants,
+            cards,
+            endpoint,
+            book,
+            args.items,
+            args.seed,
+            args.at_once,
+            oracle,
+            least=args.least,
         )
         await runner.run()
         known = {name: card["parameters"]["properties"] for name, card in cards.items()}

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from evals.cells import FULL, ORACLE, RANDOM
 from evals.markdown import by_kind, policies_of
 from evals.report import Record
+from evals.scorers import measure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,10 +26,10 @@ def figure(made: Record) -> "Figure":
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    kinds = by_kind(made["cells"])
+    kinds = by_kind([cell for cell in made["cells"] if "score" in cell])
     names = list(dict.fromkeys(policy for cells in kinds.values() for policy in sorted(policies_of(cells))))
     colours = {name: colormaps["tab20"](i % 20) for i, name in enumerate(names)}
-    rows = -(-len(kinds) // COLUMNS)
+    rows = max(1, -(-len(kinds) // COLUMNS))
     figure = Figure(figsize=(13, 4.6 * rows), layout="constrained")
     axes = figure.subplots(rows, COLUMNS, squeeze=False)
     for panel, (kind, cells) in zip(axes.flat, kinds.items(), strict=False):
@@ -60,7 +61,7 @@ def _panel(panel: Any, kind: Any, cells: list[Record], names: list[str], colours
         panel.errorbar([100 * held for held, _ in found], mean, errors, elinewidth=0.5, label=policy, **style)
     panel.set_title(f"{task}, {length} tokens, {form}, {protocol}", fontsize=10)
     panel.set_xlabel("bytes held at the end, % of uncompressed")
-    panel.set_ylabel("right steps, %" if task == "chain" else "exact match, %")
+    panel.set_ylabel(f"{measure(task)}, %")
     panel.set_ylim(-3, 103)
     panel.grid(alpha=0.25)
 

@@ -7,6 +7,7 @@ from openai import AsyncOpenAI, BadRequestError, NotFoundError
 
 from evals.items import Item
 from evals.protocols import EvalSizes
+from evals.ruler import RULER
 
 
 class Refused(Exception):
@@ -21,6 +22,14 @@ class Sized:
     prompt: list[int]
     answer: list[int]
     context: int  # tokens of the prompt before the question
+
+    @property
+    def room(self) -> int:
+        """How many tokens an answer may have: those of the right one, in a chat one more, to end it.
+
+        Twice as many where values are looked for in what is said, which has other words too.
+        """
+        return len(self.answer) * (2 if self.item.task in RULER else 1) + (self.item.form == "chat")
 
     @property
     def sizes(self) -> EvalSizes:
@@ -65,7 +74,7 @@ class Endpoint:
     async def sized(self, item: Item) -> Sized:
         """An item with its tokens. The context's are those that it and the whole prompt begin with alike."""
         if item.form == "chat":
-            whole = await self._tokens(messages=item.messages)
+            whole = await self._tokens(messages=item.messages, **_continued(item))
             before = await self._tokens(
                 messages=[{"role": "user", "content": item.context}], add_generation_prompt=False
             )
@@ -77,17 +86,18 @@ class Endpoint:
         return Sized(item, whole, answer, same)
 
     async def answer(self, sized: Sized, policy: Any) -> Said:
-        """Greedy, as many tokens as the answer has; in a chat one more, to end it. Raises Refused."""
+        """Greedy, as many tokens as there is room for. Raises Refused."""
         item = sized.item
-        common: dict[str, Any] = {"model": self.model, "temperature": 0, "extra_body": self._extra(policy)}
+        common: dict[str, Any] = {"model": self.model, "temperature": 0}
+        common["extra_body"] = {**self._extra(policy), **(_continued(item) if item.form == "chat" else {})}
         try:
             if item.form == "chat":
                 chat: Any = await self._client.chat.completions.create(
-                    messages=cast("Any", item.messages), max_completion_tokens=len(sized.answer) + 1, **common
+                    messages=cast("Any", item.messages), max_completion_tokens=sized.room, **common
                 )
                 return _said(chat.choices[0].message.content or "", chat.usage)
             plain: Any = await self._client.completions.create(
-                prompt=item.prompt, max_tokens=len(sized.answer), **common
+                prompt=item.prompt, max_tokens=sized.room, **common
             )
             return _said(plain.choices[0].text, plain.usage)
         except BadRequestError as error:
@@ -118,6 +128,11 @@ class Endpoint:
     async def _tokens(self, **body: Any) -> list[int]:
         found = await self._client.post(f"{self._root}/tokenize", body={"model": self.model, **body}, cast_to=object)
         return list(found["tokens"])  # type: ignore[index]
+
+
+def _continued(item: Item) -> dict[str, bool]:
+    """How a chat whose answer is begun is told to vLLM."""
+    return {"add_generation_prompt": False, "continue_final_message": True} if item.lead else {}
 
 
 def _why(error: BadRequestError) -> str:

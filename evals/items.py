@@ -2,19 +2,24 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from random import Random
 
 from tokenizers import Tokenizer
 
+from evals.essays import essays
+from evals.ruler import RULER
 from models import MINI
 from models.tasks.generators import TASKS, Task
-from models.tasks.scene import Scene, Turn, World
+from models.tasks.scene import Haystack, Scene, Turn, World
 
-ASKED = ("niah", "niah_free", "vt", "quote", "mqar", "chain")
-"""Tasks that look something up; `copy` and `lm` have no question."""
+ESSAY = "essay"
+"""The task that asks nothing."""
+ASKED = (*RULER, "niah", "niah_free", "vt", "quote", "mqar", "chain")
+"""RULER's tasks, for models that people run, and those that the mini model was trained for."""
 
 
-def prose(rng: Random, world: World, tokens: int, turns: int = 1) -> Scene:
+def prose(rng: Random, world: Haystack, tokens: int, turns: int = 1) -> Scene:
     """Sentences in their order; the last quarter is what is to follow. Nothing is asked: to be teacher-forced only."""
     told = world.filler(rng, tokens)
     cut = max(1, len(told) * 3 // 4)
@@ -26,7 +31,10 @@ GENERATORS: dict[str, Task] = {**TASKS, "prose": prose}
 
 @dataclass(frozen=True)
 class Item:
-    """One question about one text. A chat item puts context and question into one message of the user."""
+    """One question about one text. A chat item puts context and question into one message of the user.
+
+    lead: how the answer begins, if that is given; the assistant's message is begun with it.
+    """
 
     task: str
     form: str  # completion or chat
@@ -35,6 +43,7 @@ class Item:
     context: str
     question: str
     answer: str
+    lead: str = ""
 
     @property
     def prompt(self) -> str:
@@ -42,24 +51,33 @@ class Item:
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        return [{"role": "user", "content": self.prompt}]
+        begun = [{"role": "assistant", "content": self.lead}] if self.lead else []
+        return [{"role": "user", "content": self.prompt}, *begun]
 
 
+def haystack(task: str) -> Haystack:
+    """What a task's facts are hidden in. Raises FetchError for essays that are not to be had."""
+    return essays() if task in RULER else world()
+
+
+@cache
 def world() -> World:
     """Held-out prose, measured with the embedded model's tokenizer; takes a second."""
     return World(Tokenizer.from_file(str(MINI / "tokenizer.json")), held_out=True)
 
 
-def draw(world: World, task: str, form: str, length: int, number: int, seed: int = 0) -> Item:
+def draw(world: Haystack, task: str, form: str, length: int, number: int, seed: int = 0) -> Item:
     """The item with this number; equal arguments give equal items. Raises ValueError if the task has no such form."""
-    scene = GENERATORS[task](Random(f"evals/{seed}/{task}/{length}/{number}"), world, length, 1)
+    rng = Random(f"evals/{seed}/{task}/{length}/{number}")
+    scene = RULER[task](rng, world, length) if task in RULER else GENERATORS[task](rng, world, length, 1)
     [turn] = scene.turns
     if form == "completion":
         return Item(task, form, length, number, scene.context, turn.ask, turn.reply)
     if not scene.has_chat:
         raise ValueError(f"task {task!r} has no chat form; allowed: completion")
-    return Item(task, form, length, number, scene.context, f" {turn.chat_ask}", turn.chat_reply)
+    gap = "\n\n" if turn.lead else " "
+    return Item(task, form, length, number, scene.context, gap + turn.chat_ask, turn.chat_reply, turn.lead)
 
 
-def drawn(world: World, task: str, form: str, length: int, count: int, seed: int = 0) -> Iterator[Item]:
+def drawn(world: Haystack, task: str, form: str, length: int, count: int, seed: int = 0) -> Iterator[Item]:
     return (draw(world, task, form, length, number, seed) for number in range(count))

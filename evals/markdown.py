@@ -8,6 +8,7 @@ from evals.cells import BRACKETS, FULL, RANDOM
 from evals.intervals import Estimate
 from evals.protocols import PROTOCOLS
 from evals.report import Record
+from evals.scorers import measure
 from server.cli.embedded import SERVED_NAME
 
 Kind = tuple[str, str, int, str]  # task, form, length, protocol
@@ -22,10 +23,14 @@ LEGEND = (
 def markdown(made: Record) -> str:
     parts = [_heading(made), "", *_losers(made), ""]
     for kind, cells in by_kind(made["cells"]).items():
-        parts += [_title(kind, cells), "", table(cells), ""]
+        parts += [_title(kind, cells), ""]
+        if any("score" in cell for cell in cells):
+            parts += [_measured(kind, cells), "", table(cells), ""]
         if any("forced" in cell for cell in cells):
-            for measure, (text, factor) in _FORCED.items():
-                parts += [text, "", _forced_table(cells, measure, factor), ""]
+            for name, (text, factor) in _FORCED.items():
+                parts += [text, "", _forced_table(cells, name, factor), ""]
+    if made.get("left_out"):
+        parts += ["## Left out", "", *(_left_out(each) for each in made["left_out"]), ""]
     if made["refused"]:
         parts += ["## Not measured", "", *dict.fromkeys(_refusal(each) for each in made["refused"]), ""]
     return "\n".join(parts)
@@ -53,30 +58,41 @@ def by_kind(cells: Sequence[Record]) -> dict[Kind, list[Record]]:
 def policies_of(cells: Sequence[Record]) -> list[str]:
     """Rows: full and the oracle above, random below, the others by their mean score."""
     others = {cell["policy"] for cell in cells} - set(BRACKETS)
-    mean = {name: fmean(cell["score"]["mean"] for cell in cells if cell["policy"] == name) for name in others}
+    mean = {name: fmean(_worth(cell) for cell in cells if cell["policy"] == name) for name in others}
     ranked = sorted(others, key=lambda name: (-mean[name], name))
     present = [name for name in BRACKETS if any(cell["policy"] == name for cell in cells)]
     return [*present[:-1], *ranked, *present[-1:]] if RANDOM in present else [*present, *ranked]
 
 
+def _worth(cell: Record) -> float:
+    """What rows are ordered by: the score, or where there is none how likely the right tokens are."""
+    return float(cell["score"]["mean"] if "score" in cell else -cell["forced"]["nll"]["mean"])
+
+
 def table(cells: Sequence[Record]) -> str:
     """Rows: policies; columns: budgets."""
+    cells = [cell for cell in cells if "score" in cell]
     return _grid(cells, lambda cell: figure(cell["score"], 100) + MARKS[(cell["against_random"] or {}).get("verdict")])
 
 
-def _forced_table(cells: Sequence[Record], measure: str, factor: float) -> str:
-    return _grid([cell for cell in cells if "forced" in cell], lambda cell: figure(cell["forced"][measure], factor))
+def _forced_table(cells: Sequence[Record], name: str, factor: float) -> str:
+    return _grid([cell for cell in cells if "forced" in cell], lambda cell: figure(cell["forced"][name], factor))
 
 
 def _grid(cells: Sequence[Record], shown: Any) -> str:
     budgets = sorted({cell["budget"] for cell in cells if cell["policy"] != FULL}, reverse=True)
-    held = [fmean([c["bytes"] for c in cells if c["budget"] == b and c["policy"] != FULL]) for b in budgets]
-    heads = [f"{budget_name(b)} ({100 * h:.0f} % of bytes)" for b, h in zip(budgets, held, strict=True)]
+    heads = [budget_name(budget) + _held(cells, budget) for budget in budgets]
     rows = [["policy", *heads], ["---", *["---:"] * len(budgets)]]
     for policy in policies_of(cells):
         found = {cell["budget"]: shown(cell) for cell in cells if cell["policy"] == policy}
         rows.append([_name(policy), *(found.get(1.0 if policy == FULL else budget, "-") for budget in budgets)])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _held(cells: Sequence[Record], budget: float) -> str:
+    """What the policies really held; unknown where nothing was generated."""
+    held = [c["bytes"] for c in cells if c["budget"] == budget and c["policy"] != FULL and "bytes" in c]
+    return f" ({100 * fmean(held):.0f} % of bytes)" if held else ""
 
 
 def figure(value: Mapping[str, float] | Estimate, factor: float) -> str:
@@ -95,20 +111,25 @@ def _name(policy: str) -> str:
 
 def _title(kind: Kind, cells: Sequence[Record]) -> str:
     task, form, length, protocol = kind
-    measure = "right steps" if task == "chain" else "exact match"
-    counts = sorted({cell["items"] for cell in cells})
+    return f"## {task}, {length} tokens, {form}, `{protocol}`\n\n{PROTOCOLS[protocol].capitalize()}."
+
+
+def _measured(kind: Kind, cells: Sequence[Record]) -> str:
+    counts = sorted({cell["items"] for cell in cells if "score" in cell})
     many = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    return (
-        f"## {task}, {length} tokens, {form}, `{protocol}`\n\n{PROTOCOLS[protocol].capitalize()}. "
-        f"Share of {measure} in %, {many} items a cell."
-    )
+    return f"Share of {measure(kind[0])} in %, {many} items a cell."
+
+
+def _left_out(kind: Record) -> str:
+    found = figure(kind["score"], 100)
+    return f"- {kind['task']}, {kind['length']} tokens, {kind['form']}, `{kind['protocol']}`: the full cache gets {found} %"
 
 
 def _losers(made: Record) -> Iterator[str]:
     """What no one wants to read, first."""
     yield "## Policies that do not beat random"
     yield ""
-    for kind, cells in by_kind(made["cells"]).items():
+    for kind, cells in by_kind([cell for cell in made["cells"] if "score" in cell]).items():
         lost = {}
         for policy in policies_of(cells):
             verdicts = [c["against_random"]["verdict"] for c in cells if c["policy"] == policy and c["against_random"]]

@@ -1,6 +1,6 @@
 """What a run has found, cell by cell: all that is written, and all that table and curves need."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -13,21 +13,22 @@ Record = dict[str, Any]
 
 def records(book: EvalJournal) -> list[Record]:
     """One per cell that was measured."""
-    return [_record(book, cell) for cell in book.scores if book.scores[cell]]
+    cells = dict.fromkeys([*book.scores, *book.forced])
+    return [_record(book, cell) for cell in cells if book.scores.get(cell) or book.forced.get(cell)]
 
 
 def _record(book: EvalJournal, cell: Cell) -> Record:
-    found = book.scores[cell]
-    scores = [found[n][0] for n in sorted(found)]
-    made = {
-        **cell._asdict(),
-        "items": len(scores),
-        "score": estimate(scores)._asdict(),
-        "kept": fmean(value[1] for value in found.values()),
-        "bytes": fmean(value[2] for value in found.values()),
-        "against_random": _against(book, cell),
-    }
-    if forced := book.forced.get(cell):
+    """A cell's `score` is missing if its items were teacher-forced only."""
+    found, forced = book.scores.get(cell), book.forced.get(cell)
+    made: Record = {**cell._asdict(), "items": len(found or forced or ())}
+    if found:
+        made |= {
+            "score": estimate([found[n][0] for n in sorted(found)])._asdict(),
+            "kept": fmean(value[1] for value in found.values()),
+            "bytes": fmean(value[2] for value in found.values()),
+            "against_random": _against(book, cell),
+        }
+    if forced:
         columns = zip(*(forced[n] for n in sorted(forced)), strict=True)
         made["forced"] = {
             name: bootstrap(values)._asdict() for name, values in zip(("nll", "kl", "agreement"), columns, strict=True)
@@ -50,6 +51,7 @@ def report(
     book: EvalJournal, settings: Record, seconds: float, newest: Mapping[str, int | None] | None = None
 ) -> Record:
     """All that is written, as JSON takes it. newest: how many of the newest tokens each policy protects."""
+    cells = records(book)
     refused: dict[tuple[str, str, float | None], str] = {}
     for cell, why in book.refused.items():
         refused[(cell.policy, cell.protocol, cell.budget if "budget" in why else None)] = why
@@ -62,5 +64,16 @@ def report(
             for (policy, protocol, budget), why in refused.items()
         ],
         "newest": dict(newest or {}),
-        "cells": records(book),
+        "left_out": left_out(cells, settings.get("least", 0.0)),
+        "cells": [cell for cell in cells if not _fails(cell, settings.get("least", 0.0))],
     }
+
+
+def left_out(cells: Sequence[Record], least: float) -> list[Record]:
+    """Kinds of items that the full cache gets too few of: nothing is said of policies there."""
+    named = ("task", "form", "length", "protocol", "items", "score")
+    return [{name: cell[name] for name in named} for cell in cells if _fails(cell, least)]
+
+
+def _fails(cell: Record, least: float) -> bool:
+    return bool(cell["policy"] == FULL and "score" in cell and cell["score"]["mean"] < least)

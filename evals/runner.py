@@ -1,15 +1,17 @@
 """Asking every question of a plan, many at a time."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from statistics import fmean
 from typing import Any
 
 from tqdm import tqdm
 
 from evals import items
-from evals.cells import FULL, Cell, Contestant, Section
+from evals.cells import FULL, Cell, Contestant, Kind, Section
 from evals.endpoint import Endpoint, Refused, Sized, Tops
 from evals.forced import forced
+from evals.items import Item
 from evals.journal import EvalJournal
 from evals.oracle import Oracle
 from evals.protocols import Unsuitable, kv_policy
@@ -33,37 +35,52 @@ class Runner:
         requests_at_once: int,
         oracle: Oracle | None,
         title: str | None = None,
+        least: float = 0.0,
     ) -> None:
+        """least: score of the full cache, 0 to 1, under which a kind of items says nothing of policies."""
         self._sections, self._endpoint, self._book = sections, endpoint, book
         self._contestants = {each.label: each for each in contestants}
         self._cards = cards
         self._count, self._seed = count, seed
-        self._oracle = oracle
+        self._oracle, self._least = oracle, least
+        self._looking = asyncio.Lock()
         self._gate = asyncio.Semaphore(requests_at_once)
         self._bar: tqdm[Any] = tqdm(desc=title, unit="answer", smoothing=0.05)
 
     async def run(self) -> None:
         """Ask all that the book does not have yet."""
         self._bar.reset(total=sum(self._size(section) for section in self._sections))
-        world = items.world()
         with self._bar:
             for section in self._sections:
-                for task, form, length in section.kinds():
-                    drawn = items.drawn(world, task, form, length, self._count, self._seed)
-                    waiting = iter(drawn)
-                    async with asyncio.TaskGroup() as group:
-                        for _ in range(ITEMS_AT_ONCE):
-                            group.create_task(self._some(section, waiting))
+                for kind in section.kinds():
+                    await self._kind(section, kind)
+
+    async def _kind(self, section: Section, kind: Kind) -> None:
+        """The full cache first where it decides whether the others are asked at all."""
+        others = [label for label in self._contestants if label != FULL]
+        if not (self._least and section.generated and others):
+            return await self._ask(section, kind, list(self._contestants))
+        await self._ask(section, kind, [FULL])
+        known = [fmean(score for score, *_ in self._book.scores[cell].values()) for cell in section.cells(kind, [FULL])]
+        if min(known) >= self._least:
+            return await self._ask(section, kind, others)
+        self._bar.update(len(list(section.cells(kind, others))) * self._count * len(section.passes))
+
+    async def _ask(self, section: Section, kind: Kind, labels: Sequence[str]) -> None:
+        """All items of a kind, under the policies with these labels."""
+        waiting = items.drawn(items.haystack(kind[0]), *kind, self._count, self._seed)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(ITEMS_AT_ONCE):
+                group.create_task(self._some(section, waiting, labels))
 
     def _size(self, section: Section) -> int:
         cells = sum(len(list(section.cells(kind, list(self._contestants)))) for kind in section.kinds())
         return cells * self._count * len(section.passes)
 
-    async def _some(self, section: Section, waiting: Any) -> None:
+    async def _some(self, section: Section, waiting: Iterator[Item], labels: Sequence[str]) -> None:
         """Take items until none is left."""
         for item in waiting:
-            kind = (item.task, item.form, item.length)
-            cells = list(section.cells(kind, list(self._contestants)))
+            cells = list(section.cells((item.task, item.form, item.length), labels))
             asked = [(cell, how) for cell in cells for how in section.passes]
             todo = [(cell, how) for cell, how in asked if not self._book.has(cell, item.number, how)]
             self._bar.update(len(asked) - len(todo))
@@ -74,7 +91,8 @@ class Runner:
         """All that is to be asked about one item; first what the full cache thinks, to hold others against."""
         full = await self._forced(sized, FULL, section.forced) if any(how for _, how in todo) else None
         if self._oracle is not None and any(self._contestants[cell.policy].name == "oracle" for cell, _ in todo):
-            await asyncio.to_thread(self._oracle.look, sized)
+            async with self._looking:  # one pass holds the attention of all layers: gigabytes
+                await asyncio.to_thread(self._oracle.look, sized)
         async with asyncio.TaskGroup() as group:
             for cell, how in todo:
                 group.create_task(self._cell(sized, cell, full if how else None, section.forced))

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+from evals.ruler import RULER, SEPARATOR
+
 Scorer = Callable[[str, str], float]  # (said, wanted)
 
 
@@ -19,8 +21,20 @@ def steps(said: str, wanted: str) -> float:
     return sum(map(str.__eq__, lines, told)) / len(lines)
 
 
-SCORERS: dict[str, Scorer] = {"chain": steps}
+def named(said: str, wanted: str) -> float:
+    """The share of the wanted values that are named, wherever and in whatever order: RULER's measure."""
+    values = wanted.strip().split(SEPARATOR)
+    return sum(value.lower() in said.lower() for value in values) / len(values)
+
+
+SCORERS: dict[str, Scorer] = {"chain": steps, **dict.fromkeys(RULER, named)}
 """Tasks that are not scored by exact match."""
+MEASURES: dict[Scorer, str] = {exact: "exact match", steps: "right steps", named: "values found"}
+
+
+def measure(task: str) -> str:
+    """What the score of a task is the share of."""
+    return MEASURES[SCORERS.get(task, exact)]
 
 
 def score(task: str, said: str, wanted: str) -> float:

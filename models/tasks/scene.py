@@ -1,6 +1,7 @@
 """A scene is a text with questions about it; it can be told as a completion or as a chat."""
 
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from random import Random
 
 from models.tasks import prose
@@ -21,6 +22,7 @@ class Turn:
     reply: str
     chat_ask: str = ""
     chat_reply: str = ""
+    lead: str = ""  # how the answer begins, given with the question: what is left to say is `reply`
 
 
 @dataclass(frozen=True)
@@ -60,22 +62,16 @@ class Scene:
         return self.chat(rng) if form == "chat" else self.completion()
 
 
-@dataclass
-class World:
-    """What a scene is made from: a tokenizer to measure with, and filler prose from one side of the split."""
+class Haystack(ABC):
+    """Sentences in document order that facts are put between."""
 
-    tokenizer: object
-    held_out: bool = True
-    sentences: tuple[str, ...] = field(init=False)
-    sizes: list[int] = field(init=False)
+    def __init__(self, sentences: tuple[str, ...]) -> None:
+        self.sentences = sentences
+        self.sizes = [self.size(" " + sentence) for sentence in sentences]
 
-    def __post_init__(self) -> None:
-        self.sentences = prose.sentences(self.held_out)
-        self.sizes = [self.size(" " + sentence) for sentence in self.sentences]
-
+    @abstractmethod
     def size(self, text: str) -> int:
-        """Length of ``text`` in tokens."""
-        return len(encode(self.tokenizer, text))
+        """Length of `text` in tokens."""
 
     def filler(self, rng: Random, tokens: int) -> list[str]:
         """Sentences in document order, of at most ``tokens`` tokens in all and nearly as many."""
@@ -97,6 +93,17 @@ class World:
         for fact, place in reversed(list(zip(facts, places, strict=True))):
             sentences.insert(place, fact)
         return " ".join(sentences)
+
+
+class World(Haystack):
+    """What the embedded model's tasks are made from: a tokenizer to measure with, prose from one side of the split."""
+
+    def __init__(self, tokenizer: object, held_out: bool = True) -> None:
+        self.tokenizer, self.held_out = tokenizer, held_out
+        super().__init__(prose.sentences(held_out))
+
+    def size(self, text: str) -> int:
+        return len(encode(self.tokenizer, text))
 
 
 def tokens_of(tokenizer, parts: list[Part]) -> tuple[list[int], list[bool]]:
