@@ -67,8 +67,8 @@ bench-policies: $(VENV)/.$(ENGINE)-dev ## every policy's rounds and tokens/s: pr
 bench-kernels: $(VENV)/.$(ENGINE)-dev ## the Triton kernels on one GPU, in less than four minutes: prints tables, writes results/kernels.*
 	$(BIN)/python -m bench.kernels
 
-eval: $(VENV)/.$(ENGINE)-dev ## quality of every policy, in a quarter of an hour: prints tables, writes results/quality.*
-	$(BIN)/kvserve eval --short
+eval: $(VENV)/.$(ENGINE)-dev ## quality of some policies on a small real model, in a quarter of an hour: prints tables, writes results/sample.*
+	$(BIN)/kvserve eval --short --out results/sample.json
 
 claims: $(VENV)/.$(ENGINE)-dev ## what the papers claim, tested small, in under an hour on a busy machine: prints a table, writes results/claims.*
 	$(BIN)/python -m evals.claims

@@ -5,9 +5,10 @@ import sys
 
 import pytest
 
-from evals.cells import LONG, SHARES, SHORT
+from evals.cells import LONG, SHARES, SHORT, TOY
 from evals.command import line_up
 from evals.options import chosen, shown
+from models.fetchable import DEFAULT
 from server.cli.main import main
 
 
@@ -21,6 +22,10 @@ from server.cli.main import main
         (["--lengths", "100"], "--lengths 100; allowed: 256 or more"),
         (["--short", "--tasks", "vt"], "--short says what is asked; leave out --tasks"),
         (["--short", "--forced"], "--short says what is asked; leave out --forced"),
+        (["--least", "90"], "argument --least: 90; allowed: 0 to 1"),
+        (["mini", "--model", "other"], "--model other: the model is named already, mini"),
+        (["--tasks", "essay"], "--tasks essay: it asks nothing; give it alone, with --forced"),
+        (["--tasks", "essay", "vt", "--forced"], "--tasks essay: it asks nothing; give it alone, with --forced"),
         (["--policies", '{"window": 3}'], "a policy needs a name"),
         (["--policies", "{broken"], "--policies: "),
     ],
@@ -34,9 +39,23 @@ def test_mistakes(argv, message, capsys):
 
 def test_defaults_and_tables():
     [section] = chosen([]).sections
-    assert (section.tasks, section.protocols, section.budgets) == (("niah",), ("inside",), SHARES)
+    assert (section.tasks, section.protocols, section.budgets) == (("niah_single",), ("inside",), SHARES)
+    assert (section.forms, section.generated) == (("chat",), True)
+    [forced] = chosen(["--tasks", "essay", "--forced"]).sections
+    assert (forced.forms, forced.generated) == (("completion",), False)
+    assert [chosen(["--tasks", task]).sections[0].forms for task in ("niah", "common_words")] == [
+        ("completion",),
+        ("chat",),
+    ]
     assert chosen(["--short"]).sections == SHORT
     assert chosen(["--long"]).sections == LONG
+    assert chosen(["--toy"]).sections == TOY
+
+
+def test_the_model():
+    assert chosen([]).args.model == DEFAULT
+    assert chosen(["mini"]).args.model == chosen(["--model", "mini"]).args.model == "mini"
+    assert chosen(["--base-url", "http://a"]).args.model is None
 
 
 def test_the_report_shows_no_key():

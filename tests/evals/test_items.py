@@ -8,10 +8,12 @@ import pytest
 from evals import items
 from evals.intervals import wilson
 from evals.items import ASKED, draw, drawn
+from evals.ruler import RULER
 from evals.scorers import score
 from models.tasks.tokens import encode
 
-FORMS = [(task, form) for task in ASKED for form in ("completion", "chat") if (task, form) != ("mqar", "chat")]
+TAUGHT = [task for task in ASKED if task not in RULER]
+FORMS = [(task, form) for task in TAUGHT for form in ("completion", "chat") if (task, form) != ("mqar", "chat")]
 CODE = re.compile(r"The code for ([\w ]+) is (\d{4})\.")
 
 

@@ -26,7 +26,7 @@ def server():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(PLANTED))
         patch.setenv("OMP_NUM_THREADS", "1")
-        with asked(chosen([]).args) as found:
+        with asked(chosen(["mini"]).args) as found:
             yield found
 
 
@@ -39,7 +39,7 @@ def evaluate(server, monkeypatch, tmp_path):
         yield server
 
     monkeypatch.setattr(command, "asked", same)
-    return lambda *argv: (command.main([*argv, "--out", str(tmp_path / "quality.json")]), tmp_path)
+    return lambda *argv: (command.main(["mini", "--tasks", "niah", *argv, "--out", str(tmp_path / "quality.json")]), tmp_path)
 
 
 def score(made, policy):

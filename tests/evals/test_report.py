@@ -6,6 +6,7 @@ import pytest
 
 from evals import curves, markdown, report
 from evals.cells import Cell
+from evals.forced import Forced
 from evals.journal import EvalJournal
 
 ABOUT = {
@@ -35,6 +36,32 @@ def book(tmp_path):
 @pytest.fixture
 def made(book):
     return json.loads(json.dumps(report.report(book, SETTINGS, 60.0, {"random": 32, "alike": 32, "bad": 1})))
+
+
+def test_kinds_that_the_full_cache_fails_are_left_out(book):
+    for item in range(100):
+        book.score(Cell("vt", "chat", 512, "inside", "full", 1.0), item, float(item < 60), 1.0, 1.0)
+    made = report.report(book, {**SETTINGS, "least": 0.9}, 60.0)
+    assert {cell["task"] for cell in made["cells"]} == {"niah"}
+    assert [(kind["task"], kind["score"]["mean"]) for kind in made["left_out"]] == [("vt", 0.6)]
+    text = markdown.markdown(made)
+    assert "- vt, 512 tokens, chat, `inside`: the full cache gets 60.0 (50.2–69.1) %" in text
+    assert "## vt" not in text
+
+
+def test_cells_that_are_teacher_forced_only(book, tmp_path):
+    for policy, nll in (("full", 2.0), ("worse", 3.0), ("better", 2.5)):
+        for item in range(3):
+            cell = Cell("essay", "completion", 512, "inside", policy, 1.0 if policy == "full" else 0.25)
+            book.force(cell, item, Forced(nll, nll - 2, 0.5))
+    made = json.loads(json.dumps(report.report(book, SETTINGS, 60.0)))
+    text = markdown.markdown(made).partition("## essay")[2]
+    assert "Share of" not in text
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert rows[0] == "| policy | 25 % |"
+    assert [row.split(" | ")[0].strip("| *") for row in rows[2:5]] == ["full", "better", "worse"]
+    assert rows[3].endswith("| 2.500 (2.500–2.500) |")
+    curves.draw(made, tmp_path / "quality.json")
 
 
 def test_verdicts_are_of_paired_differences(made):
