@@ -88,4 +88,5 @@ def blocks() -> dict[str, str]:
     connectors += [f"| {name} | {verdict} | {why} |" for name, verdict, why in verdicts]
     tables = {"refused": TABLE, "uncompressed": NOTHING, "requests": REQUESTS}
     lists = {name: "\n".join(f"- {reason}" for reason in table) for name, table in tables.items()}
-    return {"families": "\n".join([*head, *rows]), "connectors": "\n".join(connectors), **lists}
+    refused = {"refused": lists.pop("refused"), "connectors": "\n".join(connectors)}
+    return {"families": "\n".join([*head, *rows]), **refused, **lists}
