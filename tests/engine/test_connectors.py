@@ -14,7 +14,7 @@ PROMPTS = [harness.tokens(260 + 70 * n, seed=50 + n) for n in range(4)]
 POLICIES = [
     {"name": "streaming", "budget": 64, "slack": 32},
     {"name": "h2o", "budget": 100, "slack": 32},
-    {"name": "snapkv", "budget": 0.4, "prefill": "chunks"},
+    {"name": "snapkv", "budget": 0.4},
 ]
 LENGTH = 60
 BLOCKS = 56  # of each group; four prompts and their answers take up to 58
