@@ -5,6 +5,7 @@
 
 from typing import NamedTuple
 
+from kvserve.startup.connectors import REFUSED, SERVED
 from kvserve.startup.refusals import NOTHING, REQUESTS, TABLE
 
 
@@ -80,6 +81,12 @@ def blocks() -> dict[str, str]:
         for f in FAMILIES.values()
     ]
     head = ["| family | models | compressed | compared | notes |", "| --- | --- | --- | --- | --- |"]
+    verdicts = [(name, "yes", how) for name, how in SERVED.items()] + [
+        (name, "no", why) for name, why in REFUSED.items()
+    ]
+    connectors = ["| connector | served | how, or why not |", "| --- | --- | --- |"]
+    connectors += [f"| {name} | {verdict} | {why} |" for name, verdict, why in verdicts]
     tables = {"refused": TABLE, "uncompressed": NOTHING, "requests": REQUESTS}
     lists = {name: "\n".join(f"- {reason}" for reason in table) for name, table in tables.items()}
-    return {"families": "\n".join([*head, *rows]), **lists}
+    refused = {"refused": lists.pop("refused"), "connectors": "\n".join(connectors)}
+    return {"families": "\n".join([*head, *rows]), **refused, **lists}

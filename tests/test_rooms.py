@@ -12,7 +12,7 @@ BELOW = [
     "kvserve.policy",
     "kvserve.stats",
     "kvserve.channels",
-    *(f"kvserve.startup.{name}" for name in ("guard", "options", "refusals", "version", "vllm_0_33")),
+    *(f"kvserve.startup.{name}" for name in ("connectors", "guard", "options", "refusals", "version", "vllm_0_33")),
 ]
 ROOMS = {  # what a room may import of this project, beside itself; from the ground up
     "policies": ["kvserve.policy"],
@@ -20,6 +20,7 @@ ROOMS = {  # what a room may import of this project, beside itself; from the gro
     "kvserve/stats.py": ["kvserve.policy"],
     "kvserve/channels.py": ["kvserve.policy"],
     "kvserve/testing": ["kvserve.policy", "kvserve.channels"],
+    "kvserve/startup/connectors.py": [],
     "kvserve/startup/guard.py": [*BELOW, "kvserve.startup.overridden"],
     "kvserve/startup/options.py": BELOW,
     "kvserve/startup/refusals.py": BELOW,

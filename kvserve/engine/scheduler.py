@@ -14,6 +14,7 @@ from vllm.v1.request import Request
 from kvserve.channels import Asked, Plan, add_totals, feedback_of, with_plans, with_record
 from kvserve.engine.accounts import Accounts
 from kvserve.engine.blocks import publish_if
+from kvserve.engine.connector import Hidden, hide
 from kvserve.engine.faults import Faults
 from kvserve.engine.planner import PLANNING, Planner
 from kvserve.engine.spare import pass_by
@@ -35,6 +36,10 @@ class _Compressing:
         self.kv = Accounts(self)
         publish_if(self.kv_cache_manager.coordinator, self._kv_exact)  # type: ignore[attr-defined]
         pass_by(self.kv_cache_manager)  # type: ignore[attr-defined]
+        self.kv_hidden: Hidden | None = None
+        if self.connector is not None:  # type: ignore[attr-defined]
+            hide(self.connector, hidden := Hidden())  # type: ignore[attr-defined]
+            self.kv_hidden = hidden
         if (default := KVOptions.of(self.vllm_config).policy) is not None:  # type: ignore[attr-defined]
             wire.settled(default, self.kv.facts)  # better no server than one that refuses every request
         self.kv_faults = Faults()
@@ -48,6 +53,8 @@ class _Compressing:
             tracked = tracked_of(Asked.of(params), self.kv.facts, request.num_prompt_tokens)
             if tracked is not None and request.request_id not in self.kv_requests:
                 self.kv_requests[request.request_id] = tracked
+                if self.kv_hidden is not None:
+                    self.kv_hidden.ids.add(request.request_id)
                 if params is not None and params.stop:
                     self.kv_reported.add(request.request_id)
                 if (most := tracked.most_held(request.num_tokens, self.kv.facts)) is not None:
@@ -101,6 +108,8 @@ class _Compressing:
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         made = self.kv_planner.plans(self.running, self.kv_requests) if self.kv_requests else []  # type: ignore[attr-defined]
         self.kv_faults.end(self)
+        if self.kv_hidden is not None:
+            self.kv_hidden.plan(plan for each in made for plan in each.plans)
         output: SchedulerOutput = super().schedule(*args, **kwargs)  # type: ignore[misc]
         for req_id, drafts in output.scheduled_spec_decode_tokens.items():
             if (tracked := self.kv_requests.get(req_id)) is not None:
@@ -185,6 +194,12 @@ class _Compressing:
         if tracked is not None and outcome is not None and tracked.call is not None:
             transfer = with_record(transfer, tracked.call, outcome.record())
         return transfer, encoder
+
+    def _connector_finished(self, request: Request) -> tuple[bool, dict[str, Any] | None]:
+        if self.kv_hidden is not None and request.request_id in self.kv_hidden.ids:
+            return False, None
+        told: tuple[bool, dict[str, Any] | None] = super()._connector_finished(request)  # type: ignore[misc]
+        return told
 
     def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
         stats: SchedulerStats | None = super().make_stats(*args, **kwargs)  # type: ignore[misc]

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
 from vllm.v1.core.sched.output import SchedulerOutput
 
-from kvserve.channels import Plan
+from kvserve.channels import Plan, plans_of
 from kvserve.runner.base import BatchRow, KVRunner
 
 
@@ -19,6 +20,9 @@ class V2Runner(KVRunner):
     def finish_requests(self, scheduler_output: SchedulerOutput) -> None:
         """The first of the methods that bring the books up to date: plans run before."""
         if self.kv is not None:
+            if plans_of(scheduler_output) and has_kv_transfer_group():
+                # Blocks that plans write may still have to be copied; V1 sees to that before anything else.
+                get_kv_transfer_group().handle_preemptions(scheduler_output.kv_connector_metadata)
             self._kv_run_plans(self.kv, scheduler_output)
         super().finish_requests(scheduler_output)  # type: ignore[misc]
 

@@ -5,6 +5,13 @@ the guard names the first method that has changed: look at what it does now, the
 """
 
 SIGNATURES: dict[str, dict[str, str]] = {
+    "vllm.distributed.kv_transfer.kv_connector.v1.base.KVConnectorBase_V1": {
+        "build_connector_meta": "self scheduler_output",
+        "get_num_new_matched_tokens": "self request num_computed_tokens",
+        "handle_preemptions": "self kv_connector_metadata",
+        "on_new_request": "self request",
+        "update_state_after_alloc": "self request blocks num_external_tokens",
+    },
     "vllm.v1.attention.backend.AttentionBackend": {
         "get_builder_cls": "",
         "get_impl_cls": "",
@@ -25,6 +32,7 @@ SIGNATURES: dict[str, dict[str, str]] = {
         "full_sequence_must_fit reserved_blocks has_scheduled_reqs skip_zeroing_group_ids",
     },
     "vllm.v1.core.sched.scheduler.Scheduler": {
+        "_connector_finished": "self request",
         "_free_request": "self request delay_free_blocks",
         "_get_local_prefix_cache_hit": "self request",
         "_preempt_request": "self request timestamp drop_stale_output",

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from kvserve.startup import connectors
+
 ALIBI = ("bloom", "step1")
 """Model types that vLLM serves with ALiBi and whose configuration does not say so; Falcon's does."""
 FORMATS = ("nvfp4", "turboquant", "ultraquant")
@@ -22,7 +24,7 @@ class Start:
 
     model: Mapping[str, Any] = field(default_factory=dict)  # the Hugging Face configuration, that of the text in it
     drafting: str | None = None  # method of speculative decoding, "" if vLLM is to find it out
-    connector: bool = False
+    connector: str | None = None  # why the KV connector, if there is one, cannot be served
     decode_context: int = 1  # workers among which context parallelism splits a sequence
     prefill_context: int = 1
     pipeline: int = 1
@@ -61,12 +63,13 @@ UNIFIED = (
     "--disable-hybrid-kv-cache-manager on a model that has layers without full attention: it puts all layers into the "
     "same blocks, which can then not be compacted"
 )
+CONNECTORS = f"KV connectors other than {' and '.join(connectors.SERVED)}: the reasons are in a table of their own"
 TABLE: dict[str, Callable[[Start], bool]] = {
     f"speculative decoding by other methods than {', '.join(DRAFTING)}: not tested": (
         lambda s: bool(s.drafting) and s.drafting not in DRAFTING
     ),
     "speculative decoding with pipeline parallelism: not tested": lambda s: s.drafting is not None and s.pipeline > 1,
-    "KV connectors (offloading, disaggregated prefill): they address blocks by position": lambda s: s.connector,
+    CONNECTORS: lambda s: s.connector is not None,
     "decode context parallelism: a token's slot depends on its position": lambda s: s.decode_context > 1,
     "prefill context parallelism: a token's slot depends on its position": lambda s: s.prefill_context > 1,
     "pipeline parallelism: not tested yet": lambda s: s.pipeline > 1,
@@ -108,7 +111,8 @@ REQUESTS = (
 
 def reasons(start: Start) -> list[str]:
     """Why kvserve cannot serve what is started in this way; empty if it can."""
-    return [reason for reason, holds in TABLE.items() if holds(start)]
+    found = [reason for reason, holds in TABLE.items() if holds(start)]
+    return [str(start.connector) if reason == CONNECTORS else reason for reason in found]
 
 
 def useless(start: Start) -> list[str]:
@@ -135,7 +139,7 @@ def started(vllm_config: Any) -> Start:
             "use_summary_attention": getattr(model.hf_config, "use_summary_attention", False),
         },
         drafting=None if (drafts := vllm_config.speculative_config) is None else str(drafts.method),
-        connector=vllm_config.kv_transfer_config is not None,
+        connector=connectors.problem(vllm_config.kv_transfer_config),
         decode_context=parallel.decode_context_parallel_size,
         prefill_context=getattr(parallel, "prefill_context_parallel_size", 1),
         pipeline=parallel.pipeline_parallel_size,
@@ -175,7 +179,7 @@ def asked(args: Any, model: Mapping[str, Any]) -> Start:
     return described(
         model,
         drafting=drafting(args),
-        connector=bool(value("kv_transfer_config", None) or value("kv_offloading_size", None)),
+        connector=connectors.problem(connectors.asked_for(args)),
         decode_context=int(value("decode_context_parallel_size", 1)),
         prefill_context=int(value("prefill_context_parallel_size", 1)),
         pipeline=int(value("pipeline_parallel_size", 1)),

@@ -71,7 +71,10 @@ def config(**changes):
     ("change", "says"),
     [
         ({"speculative_config": SimpleNamespace(method="medusa")}, "speculative decoding by other methods"),
-        ({"kv_transfer_config": object()}, "KV connectors"),
+        (
+            {"kv_transfer_config": SimpleNamespace(kv_connector="NixlConnector")},
+            "KV connector NixlConnector: disaggregated",
+        ),
         ({"parallel_config__decode_context_parallel_size": 2}, "decode context parallelism"),
         ({"parallel_config__pipeline_parallel_size": 2}, "pipeline parallelism"),
         ({"model_config__use_mla": True}, "MLA"),

@@ -95,7 +95,7 @@ def test_a_request_that_cannot_fit_is_said_in_one_line(model: str, monkeypatch: 
     [
         (["--pipeline-parallel-size", "2"], {}, "pipeline parallelism"),
         (["--speculative-config", '{"method": "medusa", "model": "m"}'], {}, "speculative decoding by other methods"),
-        (["--kv-transfer-config", '{"kv_connector": "X", "kv_role": "kv_both"}'], {}, "KV connectors"),
+        (["--kv-transfer-config", '{"kv_connector": "X", "kv_role": "kv_both"}'], {}, "KV connector X: not tested"),
         (["--runner", "pooling"], {}, "pooling models"),
         ([], {"kv_lora_rank": 512}, "multi-head latent attention"),
         ([], {"model_type": "bloom"}, "ALiBi"),
