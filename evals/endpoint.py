@@ -96,9 +96,7 @@ class Endpoint:
                     messages=cast("Any", item.messages), max_completion_tokens=sized.room, **common
                 )
                 return _said(chat.choices[0].message.content or "", chat.usage)
-            plain: Any = await self._client.completions.create(
-                prompt=item.prompt, max_tokens=sized.room, **common
-            )
+            plain: Any = await self._client.completions.create(prompt=item.prompt, max_tokens=sized.room, **common)
             return _said(plain.choices[0].text, plain.usage)
         except BadRequestError as error:
             raise Refused(_why(error)) from None

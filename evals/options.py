@@ -55,7 +55,9 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--tasks", nargs="+", choices=ASKED, metavar="TASK", help=f"of {', '.join(ASKED)} (default: niah_single)"
     )
-    what.add_argument("--forms", nargs="+", choices=FORMS, metavar="FORM", help="completion or chat (default: chat for RULER's)")
+    what.add_argument(
+        "--forms", nargs="+", choices=FORMS, metavar="FORM", help="completion or chat (default: chat for RULER's)"
+    )
     what.add_argument("--lengths", nargs="+", type=int, metavar="N", help="tokens of an item (default: 512)")
     what.add_argument("--protocol", nargs="+", choices=list(PROTOCOLS), metavar="P", help=_protocols())
     what.add_argument(

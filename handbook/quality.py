@@ -1,4 +1,4 @@
-"""What `make eval` measured of one policy, as a table."""
+"""What `kvserve eval` measured of one policy on models that people run, as a table."""
 
 import json
 from functools import cache
@@ -7,12 +7,15 @@ from typing import Any, NamedTuple
 
 from evals.markdown import MARKS
 
-RESULTS = Path(__file__).parents[1] / "results" / "quality.json"
+RESULTS = Path(__file__).parents[1] / "results"
+FILES = ("quality.json", "quality-smollm2.json")
+"""A model each."""
 
 
 class Kind(NamedTuple):
     """What one row is about."""
 
+    model: str
     task: str
     form: str
     length: int
@@ -20,41 +23,57 @@ class Kind(NamedTuple):
 
 
 def quality(name: str) -> str:
-    """Exact answers of a policy by task, protocol and budget; a sentence if there are none."""
-    record = _results()
+    """Right answers of a policy by model, task, protocol and budget; a sentence if there are none."""
     rows: dict[Kind, dict[float, dict[str, Any]]] = {}
-    for cell in record.get("cells", []):
-        if cell["policy"] == name:
-            rows.setdefault(Kind(*(cell[field] for field in Kind._fields)), {})[cell["budget"]] = cell
+    for record in _results():
+        for cell in record["cells"]:
+            if cell["policy"] == name and "score" in cell:
+                kind = Kind(record["settings"]["model"], *(cell[field] for field in Kind._fields[1:]))
+                rows.setdefault(kind, {})[cell["budget"]] = cell
     if not rows:
-        return "Quality was not measured yet; `make eval` does it."
+        return "Quality was not measured on a real model yet; `kvserve eval MODEL` does it."
     budgets = sorted({budget for cells in rows.values() for budget in cells}, key=lambda b: (b > 1, -b))
-    lines = [["task, tokens, protocol", *(f"{b:g}" if b > 1 else f"{100 * b:g} %" for b in budgets)]]
+    lines = [["model, task, tokens, protocol", *(f"{b:g}" if b > 1 else f"{100 * b:g} %" for b in budgets)]]
     lines += [["---", *("---:" for _ in budgets)]]
     lines += [
-        [f"{kind.task}, {kind.length}, `{kind.protocol}`", *(_cell(cells.get(b)) for b in budgets)]
+        [f"{kind.model}, {kind.task}, {kind.length}, `{kind.protocol}`", *(_cell(cells.get(b)) for b in budgets)]
         for kind, cells in rows.items()
     ]
-    return f"{_setting(record)}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"{verdict(rows)}\n\n{_SETTING}\n\n{table}"
 
 
-def _setting(record: dict[str, Any]) -> str:
-    settings = record["settings"]
-    return (
-        f"Quality: right answers in % (of `chain`: right steps), model {settings['model']}, {settings['items']} items "
-        "a cell, by budget; `≈`: not told apart from `random` at the same budget, `▼`: worse than it. Intervals and "
-        "the other policies: [results/quality.md](../../results/quality.md); what the protocols are: "
-        "[evaluation](../evaluation.md)."
-    )
+_SETTING = (
+    "Quality: right answers in %, default parameters, by budget; `≈`: not told apart from `random` at the same budget, "
+    "`▼`: worse than it. Intervals, numbers of items and the other policies: [Qwen](../../results/quality.md), "
+    "[SmolLM2](../../results/quality-smollm2.md); what the protocols are: [evaluation](../evaluation.md)."
+)
+
+
+def verdict(rows: dict[Kind, dict[float, dict[str, Any]]]) -> str:
+    """Whether it beats `random` anywhere, said first."""
+    told = [
+        (kind, (cell["against_random"] or {}).get("verdict")) for kind, cells in rows.items() for cell in cells.values()
+    ]
+    known = [(kind, found) for kind, found in told if found is not None]
+    if not known:
+        return "A control: others are held against it."
+    better = [kind for kind, found in known if found == "better"]
+    if not better:
+        return f"**No better than `random` in any of the {len(known)} cells measured on real models.**"
+    if len(better) == len(known):
+        return f"Better than `random` in all {len(known)} cells measured on real models."
+    return f"Better than `random` in {len(better)} of the {len(known)} cells measured on real models."
 
 
 def _cell(cell: dict[str, Any] | None) -> str:
     if cell is None:
         return ""
-    verdict = (cell["against_random"] or {}).get("verdict")
-    return f"{100 * cell['score']['mean']:.1f}{MARKS[verdict]}"
+    against = (cell["against_random"] or {}).get("verdict")
+    return f"{100 * cell['score']['mean']:.1f}{MARKS[against]}"
 
 
 @cache
-def _results() -> dict[str, Any]:
-    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+def _results() -> list[dict[str, Any]]:
+    paths = (RESULTS / name for name in FILES)
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]

@@ -39,7 +39,10 @@ def evaluate(server, monkeypatch, tmp_path):
         yield server
 
     monkeypatch.setattr(command, "asked", same)
-    return lambda *argv: (command.main(["mini", "--tasks", "niah", *argv, "--out", str(tmp_path / "quality.json")]), tmp_path)
+    return lambda *argv: (
+        command.main(["mini", "--tasks", "niah", *argv, "--out", str(tmp_path / "quality.json")]),
+        tmp_path,
+    )
 
 
 def score(made, policy):

@@ -77,7 +77,11 @@ def test_values_are_found_wherever_they_are_said():
     assert score("niah_multivalue", "They are 22.", " 11, 22") == 0.5
     assert score("common_words", "Apple", " apple") == 1
     assert score("niah_single", "", " 4821") == 0
-    assert [measure(task) for task in ("niah", "chain", "niah_single")] == ["exact match", "right steps", "values found"]
+    assert [measure(task) for task in ("niah", "chain", "niah_single")] == [
+        "exact match",
+        "right steps",
+        "values found",
+    ]
 
 
 def test_tasks_have_one_name_each():

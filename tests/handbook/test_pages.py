@@ -125,8 +125,9 @@ def test_quality_is_that_of_the_last_run(monkeypatch):
         for budget, (mean, verdict) in scores.items()
     ]
     record = {"settings": {"model": "m", "items": 200}, "cells": cells}
-    monkeypatch.setattr("handbook.quality._results", lambda: record)
+    monkeypatch.setattr("handbook.quality._results", lambda: [record])
     said = quality("h2o")
-    assert "| task, tokens, protocol | 50 % | 25 % | 64 |" in said
-    assert "| niah, 512, `inside` | 32.5 | 14.0 ▼ | 90.0 ≈ |" in said
-    assert "make eval" in quality("knorm")
+    assert "| model, task, tokens, protocol | 50 % | 25 % | 64 |" in said
+    assert "| m, niah, 512, `inside` | 32.5 | 14.0 ▼ | 90.0 ≈ |" in said
+    assert said.startswith("**No better than `random` in any of the 2 cells")
+    assert "kvserve eval MODEL" in quality("knorm")
