@@ -1,4 +1,4 @@
-"""The essays that needle-in-a-haystack tests hide their needles in. They are fetched once, never part of this repository."""
+"""The essays that needle tests hide their needles in: fetched once, never part of this repository."""
 
 import math
 import os

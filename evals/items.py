@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from random import Random
+from typing import cast
 
 from tokenizers import Tokenizer
 
@@ -69,7 +70,7 @@ def world() -> World:
 def draw(world: Haystack, task: str, form: str, length: int, number: int, seed: int = 0) -> Item:
     """The item with this number; equal arguments give equal items. Raises ValueError if the task has no such form."""
     rng = Random(f"evals/{seed}/{task}/{length}/{number}")
-    scene = RULER[task](rng, world, length) if task in RULER else GENERATORS[task](rng, world, length, 1)
+    scene = RULER[task](rng, world, length) if task in RULER else GENERATORS[task](rng, cast("World", world), length, 1)
     [turn] = scene.turns
     if form == "completion":
         return Item(task, form, length, number, scene.context, turn.ask, turn.reply)

@@ -121,8 +121,8 @@ def _measured(kind: Kind, cells: Sequence[Record]) -> str:
 
 
 def _left_out(kind: Record) -> str:
-    found = figure(kind["score"], 100)
-    return f"- {kind['task']}, {kind['length']} tokens, {kind['form']}, `{kind['protocol']}`: the full cache gets {found} %"
+    what = f"{kind['task']}, {kind['length']} tokens, {kind['form']}, `{kind['protocol']}`"
+    return f"- {what}: the full cache gets {figure(kind['score'], 100)} %"
 
 
 def _losers(made: Record) -> Iterator[str]:

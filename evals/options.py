@@ -17,7 +17,7 @@ from models.tasks.scene import FORMS
 
 DESCRIPTION = "Quality of policies over an OpenAI endpoint; prints a table, writes JSON, Markdown and curves."
 EXAMPLES = """examples:
-  kvserve eval --short                                  a sample, in a quarter of an hour, on the model served by default
+  kvserve eval --short                                  a sample on the model that is served by default
   kvserve eval qwen2.5-coder-0.5b-instruct --lengths 1024 --budgets 0.25 --protocol inside after
   kvserve eval MODEL --policies snapkv h2o              two policies between full, random and oracle
   kvserve eval MODEL --policies '{"name": "snapkv", "window": 8}' snapkv --budgets 0.1 0.25
