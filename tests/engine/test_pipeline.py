@@ -106,7 +106,7 @@ def test_a_fault_on_a_stage_ends_its_own_request(llm, alone):
     good = ["snapkv:0.5", None, "h2o:0.5"]
     prompts = [harness.tokens(100, seed=i) for i in range(3)]
     right = [harness.said(o)[0] for o in harness.generate(alone, prompts, good, 24)]
-    wrong = [("select", 0), ("consumed", 5), ("scores_nan", 0), ("settled", 0)]
+    wrong = [("select", 0), ("consumed", 5), ("scores_nan", 0), ("choose", 1)]
     failing = [asked(where, after, stage=s, key=f"{where}{s}") for where, after in wrong for s in (0, 1)]
     outputs = harness.generate(llm, prompts + [harness.tokens(100, seed=9 + i) for i in range(8)], good + failing, 24)
     assert [harness.said(o)[0] for o in outputs[:3]] == right
