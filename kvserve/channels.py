@@ -1,11 +1,13 @@
-"""What travels between the processes of a server: six channels, each a place in one of vLLM's own messages.
+"""What travels between the processes of a server: seven channels, each a place in one of vLLM's own messages.
 
 Packed and unpacked here and nowhere else. docs/life-of-a-request.md has a table of them.
 """
 
 import json
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import msgspec
@@ -98,6 +100,16 @@ class Feedback:
     def add(self, policy: str, seconds: float) -> None:
         self.seconds.setdefault(policy, []).append(seconds)
 
+    def after(self, earlier: "Feedback") -> "Feedback":
+        """Of two pipeline stages: each has compacted its layers of the same requests."""
+        seconds = {policy: self._both(earlier, policy) for policy in {**earlier.seconds, **self.seconds}}
+        merged = {key: earlier.merged.get(key, 0.0) + self.merged.get(key, 0.0) for key in earlier.merged | self.merged}
+        return Feedback(seconds, merged, self.weights | earlier.weights, self.errors | earlier.errors)
+
+    def _both(self, earlier: "Feedback", policy: str) -> list[float]:
+        pairs = zip_longest(earlier.seconds.get(policy, ()), self.seconds.get(policy, ()), fillvalue=0.0)
+        return [before + here for before, here in pairs]
+
     def __bool__(self) -> bool:
         return bool(self.seconds or self.merged or self.weights or self.errors)
 
@@ -182,3 +194,30 @@ def with_facts(ready: Any, facts: Facts) -> Any:
 
 def facts_in(payload: bytes) -> Facts | None:
     return msgspec.msgpack.decode(payload, type=_Ready).kv_facts if payload else None
+
+
+# -- 7. feedback of earlier stages: worker -> worker of the next pipeline stage, with the step's hidden states ----
+
+EARLIER = "kvserve"
+
+
+def with_earlier(tensors: Any, feedback: Feedback | None, ranks: int) -> Any:
+    """vLLM's IntermediateTensors, of which some transports take nothing but tensors, carrying `feedback`.
+
+    ranks: workers of a stage. Where a tensor's size is a multiple of that, vLLM has each of them send a part of it.
+    """
+    if feedback is None:
+        return tensors
+    import torch
+
+    data = pickle.dumps(feedback)
+    padding = bytes(1 if ranks > 1 and len(data) % ranks == 0 else 0)
+    packed = torch.frombuffer(bytearray(data + padding), dtype=torch.uint8)
+    return type(tensors)({**tensors.tensors, EARLIER: packed})
+
+
+def take_earlier(tensors: Any) -> Feedback | None:
+    """Take the feedback out, so that it never reaches the model; None if there is none."""
+    packed = tensors.tensors.pop(EARLIER, None)
+    found: Feedback | None = None if packed is None else pickle.loads(packed.numpy().tobytes())
+    return found

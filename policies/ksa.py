@@ -96,6 +96,13 @@ class KSA(Policy):
                 "kvserve/summary.safetensors in its folder); make them with `kvserve train-summary`",
                 reason="unsupported",
             )
+        if facts.pipeline_parallel > 1:
+            raise PolicyError(
+                "kv_policy 'ksa' computes summary tokens through all layers while a step runs, and this server has "
+                f"them on {facts.pipeline_parallel} pipeline stages; start it with pipeline parallelism 1, or choose "
+                "another policy",
+                reason="unsupported",
+            )
         if facts.drafts:
             raise PolicyError(
                 "kv_policy 'ksa' summarises a token once it is computed, and this server's speculative decoding may "

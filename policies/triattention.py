@@ -71,7 +71,19 @@ class TriAttention(Policy):
     def protected(self) -> int:
         return self.recent
 
+    @property
+    def across_layers(self) -> bool:
+        return self.mode != "per_layer_per_head"
+
     def check(self, facts: Facts) -> None:
+        if facts.pipeline_parallel > 1 and self.across_layers:
+            raise PolicyError(
+                f"kv_policy {self.name!r} with mode {self.mode!r} counts votes of all layers, but this server has them "
+                f"on {facts.pipeline_parallel} pipeline stages; send mode 'per_layer_per_head', or start the server "
+                "with pipeline parallelism 1",
+                param="kv_policy.mode",
+                reason="unsupported",
+            )
         super().check(facts)
         problem = None
         if facts.unrotated:

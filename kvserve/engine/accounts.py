@@ -9,7 +9,7 @@ from vllm.v1.request import Request
 from kvserve.channels import Feedback, Plan
 from kvserve.engine.blocks import CompressibleManager
 from kvserve.engine.rounds import Round
-from kvserve.engine.spec import layers_of_groups
+from kvserve.engine.spec import is_compressible, note
 from kvserve.engine.tracked import Tracked
 from kvserve.policy import request as wire
 from kvserve.startup.facts import keep, made_of
@@ -30,13 +30,13 @@ class Accounts:
         self.managers: dict[int, CompressibleManager] = {
             i: m for i, m in enumerate(self._all_managers) if isinstance(m, CompressibleManager)
         }
-        self.layers = layers_of_groups([config.kv_cache_groups[i].layer_names for i in self.managers])
+        self.layers = [note(config.kv_cache_groups[i].kv_cache_spec, "layers") for i in self.managers]
         self.bundles = [len(layers) for layers in self.layers]
         self.facts = made_of(scheduler.vllm_config, config)
         keep(scheduler.vllm_config, self.facts)  # for an API in this process
         ranks = scheduler.vllm_config.parallel_config.tensor_parallel_size
         self._block_bytes = [
-            group.kv_cache_spec.page_size_bytes * len(group.layer_names) * ranks for group in config.kv_cache_groups
+            group.kv_cache_spec.page_size_bytes * _layers(group) * ranks for group in config.kv_cache_groups
         ]
         pool = max(self._block_bytes, default=0) * (config.num_blocks - 1)
         self.totals = EngineTotals(pool_bytes=pool)
@@ -216,3 +216,9 @@ class Accounts:
             resident_bytes=held[0],
             full_bytes=held[1],
         )
+
+
+def _layers(group: Any) -> int:
+    """How many layers a group has: of ours, the scheduler is given the names of the first pipeline stage only."""
+    spec = group.kv_cache_spec
+    return len(note(spec, "layers")) if is_compressible(spec) else len(group.layer_names)

@@ -53,6 +53,7 @@ class Compactor:
     def __init__(
         self,
         layers: Mapping[int, list[Layer]],
+        num_layers: int,
         head_offset: int,
         device: torch.device,
         trace: bool = False,
@@ -72,7 +73,7 @@ class Compactor:
         self.probe: Probe | None = None
         self.selections: list[Selection] | None = [] if trace else None
         self._agreement = Agreement()
-        self._num_layers = sum(len(group) for group in layers.values())
+        self._num_layers = num_layers  # of the whole model: other pipeline stages have layers too
         self._views = Views(self._num_layers, head_offset, device, self._agreement.mean)
         self._device = device
 

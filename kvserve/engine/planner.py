@@ -48,7 +48,7 @@ class Planner:
             known = tracked.get(request.request_id)
             if known is None or request.num_computed_tokens < known.asked_from or known.in_flight:
                 continue
-            if request.num_computed_tokens == 0:
+            if request.num_computed_tokens == 0 or waits(request):
                 continue
             with self._faults.guard(request, PLANNING):
                 made += self._due(request, known, relief)
@@ -134,3 +134,11 @@ class Planner:
             freed += moved.freed
             plans.append(Plan(req_id, group, logical, held, count, tuple(moved.src), tuple(moved.dst), again))
         return plans, freed
+
+
+def waits(request: Request) -> bool:
+    """Whether all of its tokens are computed or on their way: pipeline stages have a step of it whose token is unknown.
+
+    It is compacted once that is known, as without stages: the step may end the request.
+    """
+    return bool(request.num_computed_tokens >= request.num_tokens_with_spec + request.num_output_placeholders)

@@ -25,10 +25,15 @@ class Rounds:
     restarted: bool = False  # there was a preemption
     redo: int = -1  # since then: up to this length rounds are repeated, and nothing is decided
     _repeated: int = 0
+    _undecided: int = -1  # length at which the next decision was due when it was preempted
 
-    def restart(self) -> None:
-        """The request is computed again from its first token."""
+    def restart(self, undecided: int = -1) -> None:
+        """The request is computed again from its first token.
+
+        undecided: the length that it had come to, if a step in flight kept it from being decided there.
+        """
         self.restarted, self.redo, self._repeated = True, self.decided, 0
+        self._undecided = max(self._undecided, undecided)
 
     def again(self, logical: int) -> Round | None:
         """The round to do again now, if one is left; each is handed out once."""
@@ -40,7 +45,7 @@ class Rounds:
 
     def chunk(self, logical: int, prompt: int, new: int) -> int | None:
         """How many of the `new` tokens come before the next length at which there was a choice; None past them all."""
-        ends = [prompt, self.redo, *(each.logical for each in self.made[self._repeated :])]
+        ends = [prompt, self.redo, self._undecided, *(each.logical for each in self.made[self._repeated :])]
         left = [end - logical for end in ends if end > logical]
         return min(new, *left) if left else None
 

@@ -16,7 +16,7 @@ from kvserve.engine.accounts import Accounts
 from kvserve.engine.blocks import publish_if
 from kvserve.engine.connector import Hidden, hide
 from kvserve.engine.faults import Faults
-from kvserve.engine.planner import PLANNING, Planner
+from kvserve.engine.planner import PLANNING, Planner, waits
 from kvserve.engine.spare import pass_by
 from kvserve.engine.tracked import Tracked, tracked_of
 from kvserve.policy import request as wire
@@ -127,11 +127,12 @@ class _Compressing:
         return plan.req_id in self.kv.managers[plan.group].offset
 
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        computed = request.num_computed_tokens if waits(request) else -1
         super()._preempt_request(request, *args, **kwargs)  # type: ignore[misc]
         tracked = self.kv_requests.get(request.request_id)
         if tracked is not None:
             tracked.in_flight = tracked.asked_from = 0
-            tracked.rounds.restart()
+            tracked.rounds.restart(computed)
             self._kv_readmit(request, tracked)
 
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput) -> Any:

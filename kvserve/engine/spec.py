@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from vllm.model_executor.models.utils import extract_layer_index
 from vllm.utils.math_utils import cdiv
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheSpec, iter_layer_specs
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
@@ -21,6 +20,7 @@ class CompressibleSpec(FullAttentionSpec):
     """
 
     group_tag: int = 0
+    layers: tuple[int, ...] = ()  # of the group, among all compressible ones in model order; here or on other stages
     resident_tokens: int | None = None  # start-up needs room for this many tokens, not max_model_len
     rope_problem: str | None = None  # of the model, the same for all layers, as are the next: see Facts
     output_problem: str | None = None
@@ -70,32 +70,18 @@ def note(spec: KVCacheSpec, field: str) -> Any:
 
 
 def tagged(
-    specs: dict[str, KVCacheSpec], groups: int, kinds: Sequence[str] = (), **noted: Any
+    specs: Mapping[str, KVCacheSpec], first: int, bundles: Sequence[tuple[int, ...]], **noted: Any
 ) -> dict[str, KVCacheSpec]:
-    """The specs of all layers with the compressible ones bundled, in layer order, into `groups` tags.
+    """The specs of compressible layers, in model order, with the tags of their bundles.
 
-    kinds: of the compressible layers, if the model knows several; those of one kind are bundled before those of the
-    next. noted: further fields of all CompressibleSpecs. Raises ValueError if the layers cannot be bundled evenly:
-    vLLM would pad groups of unequal size.
+    first: index of the first one in the whole model. bundles: indices of the layers that share block tables. noted:
+    further fields of all CompressibleSpecs.
     """
-    names = [name for name, spec in specs.items() if compressible(spec)]
-    if names and len(names) % groups:
-        raise ValueError(
-            f"--kv-groups is {groups}, which does not divide the {len(names)} compressible layers of this model"
-        )
-    size = max(1, len(names) // groups)
-    together = sorted(names, key=lambda name: kinds[names.index(name)]) if kinds and size > 1 else names
-    tags = {name: i // size for i, name in enumerate(together)}
+    tags = {layer: tag for tag, bundle in enumerate(bundles) for layer in bundle}
     return {
-        name: CompressibleSpec.of(spec, group_tag=tags[name], **noted) if name in tags else spec  # type: ignore[arg-type]
-        for name, spec in specs.items()
+        name: CompressibleSpec.of(spec, group_tag=tags[layer], layers=bundles[tags[layer]], **noted)  # type: ignore[arg-type]
+        for layer, (name, spec) in enumerate(specs.items(), first)
     }
-
-
-def layers_of_groups(groups: Sequence[Sequence[str]]) -> list[list[int]]:
-    """Names of the compressible layers of each group -> their indices among all compressible layers, in model order."""
-    order = sorted((name for names in groups for name in names), key=extract_layer_index)
-    return [[order.index(name) for name in names] for names in groups]
 
 
 # The registry skips its built-in specs when it is not empty, so these must come first.

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from vllm.distributed import get_pp_group
 from vllm.forward_context import set_forward_context
 
 
@@ -38,9 +39,19 @@ def whole_pass(
         set_forward_context(None, runner.vllm_config, num_tokens=len(positions), slot_mapping={}, skip_compiled=True),
     ):
         # M-RoPE: a token of text has the same position on all three axes.
-        runner.model(
-            input_ids=token_ids, positions=positions.expand(3, -1) if runner.model_config.uses_mrope else positions
-        )
+        at = positions.expand(3, -1) if runner.model_config.uses_mrope else positions
+        runner.model(input_ids=token_ids, positions=at, **_from_earlier_stages(runner, len(positions)))
+
+
+def _from_earlier_stages(runner: Any, rows: int) -> dict[str, Any]:
+    """In the place of what earlier pipeline stages would send: one random row, as often as there are rows."""
+    if get_pp_group().is_first_rank:
+        return {}
+    made = runner.model.make_empty_intermediate_tensors(rows, runner.model_config.dtype, runner.device)
+    generator = torch.Generator().manual_seed(0)
+    for tensor in made.tensors.values():
+        tensor[:] = torch.randn(tensor.shape[1:], generator=generator).to(tensor)
+    return {"intermediate_tensors": made}
 
 
 class LayerwisePass:

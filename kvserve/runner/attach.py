@@ -46,7 +46,7 @@ def layers_of(runner: Any) -> list[tuple[Layer, Any]]:
     group_of = {name: g for g, names in groups_of(runner).items() for name in names}
     calibration = load_for(runner.vllm_config)
     found = []
-    for index, name in enumerate(name for name in attention if name in group_of):
+    for index, name in enumerate((name for name in attention if name in group_of), runner.kv_stages.first):
         module = attention[name]
         layer = Layer(
             index=index,

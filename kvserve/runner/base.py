@@ -25,10 +25,12 @@ from kvserve.policy import request as wire
 from kvserve.policy.rope import Rope
 from kvserve.runner import attach
 from kvserve.runner.lengths import GroupLengths
+from kvserve.runner.stages import Staged
 from kvserve.runner.tap import LayerTap
-from kvserve.startup.bundles import chosen, fit_a_draft_model
+from kvserve.startup.bundles import bundled, chosen, fit_a_draft_model
 from kvserve.startup.facts import kinds_of, known
 from kvserve.startup.options import KVOptions
+from kvserve.startup.stages import Stage, told
 
 
 class BatchRow(NamedTuple):
@@ -39,10 +41,9 @@ class BatchRow(NamedTuple):
     tokens: int
 
 
-class KVRunner:
+class KVRunner(Staged):
     """Mixed in front of one of vLLM's runners, behind the adapter for it."""
 
-    kv: Compactor | None = None
     kv_ropes: dict[str, Rope]  # by layer
     kv_projections: dict[str, Any]  # of what a layer's attention puts out, by layer
     _kv_batch: Sequence[str] = ()  # requests of the last step in its order; none if attention saw no offsets
@@ -70,24 +71,27 @@ class KVRunner:
         specs: dict[str, KVCacheSpec] = super().get_kv_cache_spec()  # type: ignore[misc]
         attach.refuse(self, specs)
         drafting = attach.drafting_layers(self)
-        served = {name: spec for name, spec in specs.items() if name not in drafting}
-        ours = {name: spec for name, spec in served.items() if compressible(spec)}
+        ours = {name: spec for name, spec in specs.items() if compressible(spec) and name not in drafting}
+        self.kv_stages = stages = told(self._kv_stage(ours, len(specs) - len(ours)))
+        made = chosen(options.groups, stages.specs, stages.others, kinds, config, stages.counts)
+        if drafting and ours:
+            fit_a_draft_model(made.groups, len(ours), len(drafting & set(specs)))
+        bundles = bundled(stages.counts, made.groups, kinds)
+        about = {"resident_tokens": options.resident_tokens, "bundling": made.why, **stages.about}
+        return specs | tagged(ours, stages.first, bundles, **about)
+
+    def _kv_stage(self, ours: dict[str, KVCacheSpec], others: int) -> Stage:
+        """What this pipeline stage has, or this process if it is alone."""
         trial = tried(self, list(ours))
         self.kv_ropes, self.kv_projections = ropes_of(self, trial.keys), trial.projections
         unprojected = [name for name in ours if name not in self.kv_projections]
         unknown = [name for name in ours if name not in self.kv_ropes]
-        bundles = chosen(options.groups, list(ours.values()), len(specs) - len(ours), kinds, config)
-        if drafting and ours:
-            fit_a_draft_model(bundles.groups, len(ours), len(drafting & set(specs)))
-        return specs | tagged(
-            served,
-            bundles.groups,
-            kinds,
-            resident_tokens=options.resident_tokens,
+        return Stage(
+            ours,
+            others,
             rope_problem=f"what positions do to the keys of layer {unknown[0]!r} is not known" if unknown else None,
             output_problem=f"what takes the output of layer {unprojected[0]!r} is not known" if unprojected else None,
             unrotated=sum(not rope.rotated for rope in self.kv_ropes.values()),
-            bundling=bundles.why,
         )
 
     def initialize_kv_cache(self, kv_cache_config: KVCacheConfig, *args: Any, **kwargs: Any) -> None:
@@ -105,7 +109,8 @@ class KVRunner:
             layers[layer.group].append(layer)
         trace = KVOptions.of(self.vllm_config).trace  # type: ignore[attr-defined]
         observers, drafts = attach.observers(self, attached), attach.drafts(self)
-        self.kv = Compactor(layers, attach.head_offset(self), device, trace, observers, drafts)
+        whole = self.kv_stages.num_layers
+        self.kv = Compactor(layers, whole, attach.head_offset(self), device, trace, observers, drafts)
         captured = attach.captured_tokens(self)
         self._kv_taps = [LayerTap(self.kv, layer, attach.staging(self, module, captured)) for layer, module in attached]
         for tap, (_, module) in zip(self._kv_taps, attached, strict=True):
@@ -200,4 +205,4 @@ class KVRunner:
             self.kv.divide(span)
         self._kv_complete = []
         output = super().sample_tokens(*args, **kwargs)  # type: ignore[misc]
-        return with_feedback(output, self.kv.take_feedback())
+        return with_feedback(output, self._kv_said(self.kv)) if self.kv_stages.last else output

@@ -19,6 +19,7 @@ class V1Runner(KVRunner):
     """Mixed in front of vLLM's V1 runners for CPU and CUDA."""
 
     def _kv_connect(self) -> None:
+        self._kv_make_room()
         alike: dict[Any, Alike] = {}
         for g, lengths in self._kv_lengths.items():
             shift_slots(self.input_batch.block_table[g], lengths, lambda n: self.req_indices.gpu[:n])  # type: ignore[attr-defined]
@@ -26,6 +27,12 @@ class V1Runner(KVRunner):
                 builder = attn_group.get_metadata_builder(0)
                 if self.device.type == "cpu":  # type: ignore[attr-defined]
                     builder.kv_alike = alike.setdefault(shape_of(builder), Alike())
+
+    def _kv_make_room(self) -> None:
+        """Where later pipeline stages put hidden states; vLLM (0.32, 0.33) forgets it where it does not warm up."""
+        if self.intermediate_tensors is None and self.kv_stages.here > 0:  # type: ignore[has-type]
+            make = self.model.make_empty_intermediate_tensors  # type: ignore[attr-defined]
+            self.intermediate_tensors = make(self.max_num_tokens, self.model_config.dtype, self.device)  # type: ignore[attr-defined]
 
     def _update_states(self, scheduler_output: SchedulerOutput) -> Any:
         if self.kv is None:

@@ -24,9 +24,17 @@ class Bundles(NamedTuple):
 
 
 def chosen(
-    asked: int | None, ours: Sequence[KVCacheSpec], others: int, kinds: Sequence[str], config: Any
-) -> Bundles:  # fmt: skip
-    """ours: specs of the compressible layers; others: how many more layers hold a cache; kinds: see `spec.tagged`."""
+    asked: int | None,
+    ours: Sequence[KVCacheSpec],
+    others: int,
+    kinds: Sequence[str],
+    config: Any,
+    counts: Sequence[int] = (),
+) -> Bundles:
+    """ours: specs of the compressible layers; others: how many more layers hold a cache; kinds: see `bundled`.
+
+    counts: compressible layers of each pipeline stage, if there are several.
+    """
     if asked is not None:
         return Bundles(asked, "as --kv-groups says")
     if (why := _obstacle(ours, others, config)) is not None:
@@ -36,9 +44,35 @@ def chosen(
         if apart <= MOST:
             return Bundles(apart, f"as few as keep {' and '.join(sorted(set(kinds)))} layers apart")
     for groups in FEW:
-        if len(ours) % groups == 0:
+        if not any(count % groups for count in counts or (len(ours),)):
             return Bundles(groups, "for policies whose budgets differ by layer")
-    return Bundles(1, f"{len(ours)} layers make no {' or '.join(map(str, FEW))} bundles of equal size")
+    layers = " and ".join(map(str, counts or (len(ours),)))
+    return Bundles(1, f"{layers} layers make no {' or '.join(map(str, FEW))} bundles of equal size")
+
+
+def bundled(counts: Sequence[int], groups: int, kinds: Sequence[str] = ()) -> list[tuple[int, ...]]:
+    """The layers of each of `groups` groups, by their indices in the whole model; every stage has its part of each.
+
+    counts: compressible layers of each pipeline stage. kinds: of the layers, if the model knows several; those of one
+    kind are bundled before those of the next. Raises ValueError if the layers cannot be bundled evenly: vLLM would pad
+    groups of unequal size.
+    """
+    if any(count % groups for count in counts):
+        stages = f" on each of {len(counts)} pipeline stages" if len(counts) > 1 else ""
+        layers = ", ".join(map(str, counts))
+        raise ValueError(
+            f"--kv-groups is {groups}, which does not divide the {layers} compressible layers of this model{stages}"
+        )
+    bundles: list[list[int]] = [[] for _ in range(groups)]
+    first = 0
+    for count in counts:
+        layers_here, size = list(range(first, first + count)), count // groups
+        if kinds and size > 1:
+            layers_here.sort(key=lambda layer: kinds[layer])
+        for i, layer in enumerate(layers_here):
+            bundles[i // size].append(layer)
+        first += count
+    return [tuple(bundle) for bundle in bundles]
 
 
 def fit_a_draft_model(groups: int, ours: int, drafting: int) -> None:

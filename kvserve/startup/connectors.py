@@ -41,16 +41,21 @@ NATIVE = "CPUOffloadingSpec"
 SIMPLE = "VLLM_USE_SIMPLE_KV_OFFLOAD"
 
 
-def problem(config: Any) -> str | None:
+def problem(config: Any, stages: int = 1) -> str | None:
     """Why a connector is refused; None if it is served, or if there is none.
 
-    config: vLLM's KVTransferConfig, or its fields, as an object or as JSON. Raises ValueError for JSON that is none.
+    config: vLLM's KVTransferConfig, or its fields, as an object or as JSON. stages: of the pipeline. Raises ValueError
+    for JSON that is none.
     """
     if not config:
         return None
     found = _fields(config)
     name, extra = found.get("kv_connector"), found.get("kv_connector_extra_config") or {}
-    why = _refused(str(name), bool(found.get("kv_connector_module_path")), extra)
+    why = (
+        "not tested with pipeline parallelism"
+        if stages > 1
+        else _refused(str(name), bool(found.get("kv_connector_module_path")), extra)
+    )
     return f"KV connector {name}: {why}" if why else None
 
 

@@ -49,13 +49,14 @@ def made_of(vllm_config: Any, kv_cache_config: Any) -> Facts:
     calibration = load_for(vllm_config)
     usable = max(0, kv_cache_config.num_blocks - 1)  # vLLM keeps one as the null block
     return Facts(
-        num_layers=sum(len(g.layer_names) for g in groups),
+        num_layers=sum(len(note(g.kv_cache_spec, "layers")) for g in groups),
         groups=len(groups),
         block_size=min(sizes, default=vllm_config.cache_config.block_size),
         pool_tokens=usable // len(groups) * min(sizes) if groups else max_model_len,
         max_model_len=max_model_len,
         chunk=vllm_config.scheduler_config.max_num_batched_tokens,
         tensor_parallel=parallel.tensor_parallel_size,
+        pipeline_parallel=parallel.pipeline_parallel_size,
         calibrated=calibration.parts if calibration else (),
         rope_problem=next((note(g.kv_cache_spec, "rope_problem") for g in groups), None),
         output_problem=next((note(g.kv_cache_spec, "output_problem") for g in groups), None),
@@ -77,6 +78,8 @@ def _side_pass_problem(vllm_config: Any, others: list[KVCacheGroupSpec]) -> str 
     of_draft_models = [g for g in others if all(map(compressible, iter_layer_specs(g.kv_cache_spec)))]
     if len(others) > len(of_draft_models):
         return "this model has layers whose caches are not compressed, such as those with a sliding window"
+    if vllm_config.parallel_config.pipeline_parallel_size > 1:
+        return "this server has the model's layers on several pipeline stages"
     if vllm_config.lora_config is not None:
         return "the server was started with --enable-lora"
     if vllm_config.model_config.skip_tokenizer_init:
@@ -93,7 +96,8 @@ def drafts_of(vllm_config: Any) -> int:
 def kinds_of(vllm_config: Any) -> tuple[str, ...]:
     """Kinds of the model's layers, if their caches must be kept apart: see `kvserve.engine.spec.tagged`."""
     about = summary_file.about_for(vllm_config)
-    return about.layers if about else ()
+    apart = about is not None and vllm_config.parallel_config.pipeline_parallel_size == 1  # else no summaries are made
+    return about.layers if about and apart else ()
 
 
 def _other(group: KVCacheGroupSpec, vllm_config: Any) -> OtherGroup:

@@ -96,6 +96,8 @@ SIGNATURES: dict[str, dict[str, str]] = {
         "_dummy_run": "self num_tokens args skip_attn uniform_decode context_len skip_eplb is_profile "
         "valid_dummy_state_slots randomize_inputs kwargs",
         "add_requests": "self scheduler_output",
+        "execute_model": "self scheduler_output intermediate_tensors dummy_run skip_attn_for_dummy_run is_profile "
+        "context_len valid_dummy_state_slots randomize_inputs",
         "finish_requests": "self scheduler_output",
         "gather_batch_req_state": "self scheduler_output dummy_run",
         "get_kv_cache_spec": "self",
@@ -114,6 +116,7 @@ SIGNATURES: dict[str, dict[str, str]] = {
         "skip_eplb is_profile create_mixed_batch remove_lora is_graph_capturing num_active_loras "
         "profile_seq_lens randomize_inputs",
         "_update_states": "self scheduler_output",
+        "execute_model": "self scheduler_output intermediate_tensors",
         "get_kv_cache_spec": "self",
         "initialize_kv_cache": "self kv_cache_config is_profiling kv_cache_allocation_context",
         "sample_tokens": "self grammar_output",

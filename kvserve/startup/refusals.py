@@ -28,6 +28,7 @@ class Start:
     decode_context: int = 1  # workers among which context parallelism splits a sequence
     prefill_context: int = 1
     pipeline: int = 1
+    launched: bool = False  # from outside, each worker with a scheduler of its own
     ubatching: bool = False
     pooling: bool = False
     cache_dtype: str = "auto"
@@ -64,6 +65,8 @@ UNIFIED = (
     "same blocks, which can then not be compacted"
 )
 CONNECTORS = f"KV connectors other than {' and '.join(connectors.SERVED)}: the reasons are in a table of their own"
+MIXED_STAGES = "pipeline parallelism of a model that has layers without full attention: not tested"
+LAUNCHED = "pipeline parallelism with external_launcher (torchrun): its stages do not hear each other's outputs"
 TABLE: dict[str, Callable[[Start], bool]] = {
     f"speculative decoding by other methods than {', '.join(DRAFTING)}: not tested": (
         lambda s: bool(s.drafting) and s.drafting not in DRAFTING
@@ -72,7 +75,8 @@ TABLE: dict[str, Callable[[Start], bool]] = {
     CONNECTORS: lambda s: s.connector is not None,
     "decode context parallelism: a token's slot depends on its position": lambda s: s.decode_context > 1,
     "prefill context parallelism: a token's slot depends on its position": lambda s: s.prefill_context > 1,
-    "pipeline parallelism: not tested yet": lambda s: s.pipeline > 1,
+    MIXED_STAGES: lambda s: s.pipeline > 1 and s.mixed,
+    LAUNCHED: lambda s: s.pipeline > 1 and s.launched,
     "dual-batch overlap: it splits attention metadata before lengths are replaced": lambda s: s.ubatching,
     "pooling models: there is no decoding to compress for": lambda s: s.pooling,
     "encoder-decoder models: cross attention has no token to evict": lambda s: bool(s.model.get("is_encoder_decoder")),
@@ -139,10 +143,11 @@ def started(vllm_config: Any) -> Start:
             "use_summary_attention": getattr(model.hf_config, "use_summary_attention", False),
         },
         drafting=None if (drafts := vllm_config.speculative_config) is None else str(drafts.method),
-        connector=connectors.problem(vllm_config.kv_transfer_config),
+        connector=connectors.problem(vllm_config.kv_transfer_config, parallel.pipeline_parallel_size),
         decode_context=parallel.decode_context_parallel_size,
         prefill_context=getattr(parallel, "prefill_context_parallel_size", 1),
         pipeline=parallel.pipeline_parallel_size,
+        launched=getattr(parallel, "distributed_executor_backend", None) == "external_launcher",
         ubatching=bool(getattr(parallel, "use_ubatching", False)),
         pooling=model.runner_type == "pooling",
         cache_dtype=str(vllm_config.cache_config.cache_dtype),
@@ -179,10 +184,11 @@ def asked(args: Any, model: Mapping[str, Any]) -> Start:
     return described(
         model,
         drafting=drafting(args),
-        connector=connectors.problem(connectors.asked_for(args)),
+        connector=connectors.problem(connectors.asked_for(args), int(value("pipeline_parallel_size", 1))),
         decode_context=int(value("decode_context_parallel_size", 1)),
         prefill_context=int(value("prefill_context_parallel_size", 1)),
         pipeline=int(value("pipeline_parallel_size", 1)),
+        launched=value("distributed_executor_backend", None) == "external_launcher",
         ubatching=bool(value("enable_dbo", False)),
         pooling=value("runner", "auto") == "pooling" or value("convert", "auto") in ("embed", "classify"),
         cache_dtype=str(value("kv_cache_dtype", "auto")),

@@ -88,7 +88,7 @@ def load_for(vllm_config: Any) -> SummaryFile | None:
     if not path.is_file():
         return None
     config = vllm_config.model_config.hf_config
-    return load(path, config_hash(config), vllm_config.model_config.get_num_layers(vllm_config.parallel_config))
+    return load(path, config_hash(config), vllm_config.model_config.get_total_num_hidden_layers())
 
 
 def about_for(vllm_config: Any) -> Summaries | None:

@@ -40,9 +40,12 @@ class SummaryMaker(Observer):
 
     @classmethod
     def of(cls, runner: Any, attached: Sequence[tuple[Layer, Any]], head_offset: int) -> "SummaryMaker | None":
-        """What computes the served model's summary tokens; None if it was taught none. Raises UnsupportedError."""
+        """What computes the served model's summary tokens. Raises UnsupportedError.
+
+        None if it was taught none, or if their rows would have to go through several pipeline stages.
+        """
         file = load_for(runner.vllm_config)
-        if file is None:
+        if file is None or runner.vllm_config.parallel_config.pipeline_parallel_size > 1:
             return None
         layers = [layer for layer, _ in attached]
         if len(layers) != len(file.about.layers):

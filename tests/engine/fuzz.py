@@ -82,7 +82,11 @@ class Traffic:
             for output in engine.step():
                 if output.finished:
                     self.answers[output.request_id] = list(output.outputs[0].token_ids)
-            check(self.llm, self.seen)
+            self.check()
+
+    def check(self) -> None:
+        """After each step."""
+        check(self.llm, self.seen)
 
 
 def states(llm: Any) -> list[tuple[Any, ...]]:

@@ -48,6 +48,7 @@ class Raising(GathersMass, ScoringPolicy):
     after: int = Field(0, ge=0, description="Calls of it in a process that go well")
     times: int = Field(10**9, ge=0, description="Calls after these that do not")
     rank: int = Field(-1, description="The only tensor-parallel worker on which it fails; -1: all")
+    stage: int = Field(-1, description="The only pipeline stage on which it fails; -1: all")
     key: str = Field("", description="Requests with the same one count their calls together")
 
     def _fails(self, where: str) -> bool:
@@ -57,11 +58,13 @@ class Raising(GathersMass, ScoringPolicy):
         return self.after < CALLS[self.key, where] <= self.after + self.times
 
     def _here(self) -> bool:
-        if self.rank < 0:
+        if self.rank < 0 and self.stage < 0:
             return True
-        from vllm.distributed import get_tensor_model_parallel_rank, model_parallel_is_initialized
+        from vllm.distributed import get_pp_group, get_tp_group, model_parallel_is_initialized
 
-        return model_parallel_is_initialized() and self.rank == get_tensor_model_parallel_rank()
+        if not model_parallel_is_initialized():
+            return False
+        return self.rank in (-1, get_tp_group().rank_in_group) and self.stage in (-1, get_pp_group().rank_in_group)
 
     def _maybe(self, where: str) -> None:
         if self._fails(where):

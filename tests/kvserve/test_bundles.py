@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from kvserve.startup.bundles import chosen
+from kvserve.startup.bundles import bundled, chosen
 
 
 def config(override=None, unified=False):
@@ -44,3 +44,24 @@ def test_what_is_asked_for_wins():
 def test_one_group_has_a_reason(specs, others, settings, why):
     found = chosen(None, specs, others, (), config(**settings))
     assert found.groups == 1 and why in found.why
+
+
+def test_layers_of_a_kind_stay_together():
+    assert bundled([4], 2) == [(0, 1), (2, 3)]
+    assert bundled([4], 4, KSA) == [(0,), (1,), (2,), (3,)]
+    assert bundled([4], 2, ("a", "b", "a", "b")) == [(0, 2), (1, 3)]
+    assert bundled([0], 1) == [()]
+
+
+def test_every_pipeline_stage_has_its_part_of_each_group():
+    assert bundled([4, 2], 2) == [(0, 1, 4), (2, 3, 5)]
+    assert bundled([2, 2], 1) == [(0, 1, 2, 3)]
+    assert chosen(None, ["spec"] * 8, 0, (), config(), [4, 4]).groups == 2
+    found = chosen(None, ["spec"] * 30, 0, (), config(), [7, 8, 8, 7])
+    assert found == (1, "7 and 8 and 8 and 7 layers make no 2 or 3 bundles of equal size")
+
+
+@pytest.mark.parametrize(("counts", "says"), [([4], "the 4 comp"), ([6, 4], "the 6, 4 .* each of 2 pipeline stages")])
+def test_groups_that_do_not_divide_the_layers_are_refused(counts, says):
+    with pytest.raises(ValueError, match=f"--kv-groups is 3, which does not divide {says}"):
+        bundled(counts, 3)

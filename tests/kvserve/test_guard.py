@@ -76,7 +76,20 @@ def config(**changes):
             "KV connector NixlConnector: disaggregated",
         ),
         ({"parallel_config__decode_context_parallel_size": 2}, "decode context parallelism"),
-        ({"parallel_config__pipeline_parallel_size": 2}, "pipeline parallelism"),
+        (
+            {
+                "parallel_config__pipeline_parallel_size": 2,
+                "model_config__hf_text_config": SimpleNamespace(layer_types=["sliding_attention", "full_attention"]),
+            },
+            "pipeline parallelism of a model that has layers without full attention",
+        ),
+        (
+            {
+                "parallel_config__pipeline_parallel_size": 2,
+                "parallel_config__distributed_executor_backend": "external_launcher",
+            },
+            "pipeline parallelism with external_launcher",
+        ),
         ({"model_config__use_mla": True}, "MLA"),
         ({"cache_config__cache_dtype": "nvfp4"}, "nvfp4"),
         ({"model_config__hf_config": SimpleNamespace(use_summary_attention=True)}, "kvserve convert-summary"),
@@ -98,6 +111,7 @@ def test_combinations_that_cannot_work(change, says):
 
 def test_plain_start_is_fine():
     guard.refuse_unsupported(config())
+    guard.refuse_unsupported(config(parallel_config__pipeline_parallel_size=2))
     guard.refuse_unsupported(config(speculative_config=SimpleNamespace(method="ngram")))
     falcon = SimpleNamespace(model_type="falcon", alibi=False)
     guard.refuse_unsupported(config(model_config__hf_text_config=falcon))

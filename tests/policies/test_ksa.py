@@ -5,7 +5,6 @@ from itertools import product
 import pytest
 import torch
 
-from kvserve.engine.spec import layers_of_groups
 from kvserve.policy import EVERYTHING, Facts, LayerView, Moment, PolicyError, Summaries, request
 from kvserve.policy.admission import fitting
 from tests.engine.reference.summaries import expected_entries
@@ -135,8 +134,3 @@ def test_summaries_stand_where_their_chunks_ended():
     assert choice.merged == 21
     assert positions.gather(1, choice.slots)[0].tolist() == [*range(7, 56, 8), *range(56, 93)]
     assert (choice.first, choice.keys, choice.values) == (4, *made)
-
-
-def test_layers_of_groups_are_counted_in_the_models_order():
-    groups = [["model.layers.10.attn", "model.layers.2.attn"], ["model.layers.0.attn", "model.layers.7.attn"]]
-    assert layers_of_groups(groups) == [[3, 1], [0, 2]]

@@ -93,7 +93,11 @@ def test_a_request_that_cannot_fit_is_said_in_one_line(model: str, monkeypatch: 
 @pytest.mark.parametrize(
     ("flags", "fields", "reason"),
     [
-        (["--pipeline-parallel-size", "2"], {}, "pipeline parallelism"),
+        (
+            ["--pipeline-parallel-size", "2"],
+            {"layer_types": ["sliding_attention", "full_attention"]},
+            "pipeline parallelism of a model",
+        ),
         (["--speculative-config", '{"method": "medusa", "model": "m"}'], {}, "speculative decoding by other methods"),
         (["--kv-transfer-config", '{"kv_connector": "X", "kv_role": "kv_both"}'], {}, "KV connector X: not tested"),
         (["--runner", "pooling"], {}, "pooling models"),
