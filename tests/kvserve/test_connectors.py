@@ -93,3 +93,8 @@ def test_arguments_are_refused_before_anything_starts():
     assert refusal(asked(SimpleNamespace(kv_transfer_config=OFFLOADING), {})) is None
     said = refusal(asked(SimpleNamespace(kv_transfer_config=json.dumps(NIXL)), {}))
     assert said.startswith("kvserve does not support KV connector NixlConnector: ")
+
+
+def test_not_with_pipeline_stages():
+    said = connectors.problem({"kv_connector": "OffloadingConnector"}, stages=2)
+    assert said == "KV connector OffloadingConnector: not tested with pipeline parallelism"
