@@ -127,6 +127,30 @@ def test_blocks_are_copied_before_a_compressed_request_writes_them(llm, policy):
     assert copier.loaded > loaded
 
 
+def test_blocks_are_copied_before_a_compaction_writes_them(llm):
+    """A compaction takes the blocks of a request that has ended since, as the pool has hardly any others."""
+    engine, scheduler, copier = llm.llm_engine, harness.scheduler(llm), offloading.copier(llm)
+    engine.add_request("ends", {"prompt_token_ids": PROMPTS[3]}, harness.params(None, LENGTH))
+    engine.step()
+    engine.step()
+    policy = {"name": "streaming", "budget": 600, "slack": 32}
+    engine.add_request("stays", {"prompt_token_ids": harness.tokens(1000, seed=77)}, harness.params(policy, 20))
+    engine.step()
+    ends, stays = scheduler.running
+    while stays.num_computed_tokens < stays.num_prompt_tokens:
+        engine.step()
+    waited = copier.waited
+    engine.abort_request([ends.request_id], internal=True)
+    engine.step()
+    assert scheduler.kv.shrunk(stays.request_id)
+    assert copier.waited > waited
+    drain(llm)
+    offloading.finish_copies(llm)
+    loaded = copier.loaded
+    assert answers(llm, PROMPTS[3:], [None]) == [expected(llm, None, 3)]
+    assert copier.loaded > loaded
+
+
 def test_traffic_with_preemptions(llm):
     """More than the pool holds, twice: what the second time is loaded was stored beside compactions."""
     preempted, copier = count_preemptions(llm), offloading.copier(llm)
