@@ -168,7 +168,7 @@ def traffic_says_the_same(llm, alone, seed, requests):
     """On a pool that is too small for it; what does not depend on load is said by each request alone too."""
     pool = harness.scheduler(llm).kv_cache_manager.block_pool
     assert llm.reset_prefix_cache()
-    away = pool.get_new_blocks(pool.get_num_free_blocks() - 34 * GROUPS)
+    away = pool.get_new_blocks(pool.get_num_free_blocks() - 28 * GROUPS)
     preempted = count_preemptions(llm)
     traffic = Unwatched(llm, seed)
     traffic.run(requests)

@@ -96,5 +96,5 @@ def test_arguments_are_refused_before_anything_starts():
 
 
 def test_not_with_pipeline_stages():
-    said = connectors.problem({"kv_connector": "OffloadingConnector"}, stages=2)
+    said = problem({"kv_connector": "OffloadingConnector"}, stages=2)
     assert said == "KV connector OffloadingConnector: not tested with pipeline parallelism"
