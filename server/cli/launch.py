@@ -102,6 +102,7 @@ def prepare_cpu(
 def _cache_size(args: Namespace, config: dict[str, Any], available: int) -> int:
     """Bytes for each worker, on a machine with `available` bytes free."""
     workers = int(getattr(args, "tensor_parallel_size", None) or 1)
+    workers *= int(getattr(args, "pipeline_parallel_size", None) or 1)
     engines = workers * int(getattr(args, "data_parallel_size", None) or 1)
     length = args.kv_resident_tokens if getattr(args, "kv_resident_tokens", None) else args.max_model_len
     length = length if isinstance(length, int) and length > 0 else None
