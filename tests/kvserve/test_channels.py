@@ -94,4 +94,22 @@ def test_the_docs_name_all_that_pack_and_unpack() -> None:
     named = {name.strip(" `") for row in rows for name in row}
     functions = inspect.getmembers(channels, inspect.isfunction)
     ours = {name for name, each in functions if each.__module__ == channels.__name__ and not name.startswith("_")}
-    assert len(rows) == 6 and named == ours | {"Asked.of", "Asked.into"}
+    assert len(rows) == 7 and named == ours | {"Asked.of", "Asked.into"}
+
+
+def test_feedback_of_an_earlier_stage_is_one_more_tensor_and_never_reaches_the_model() -> None:
+    torch = pytest.importorskip("torch")
+    from vllm.sequence import IntermediateTensors
+
+    hidden = IntermediateTensors({"hidden_states": torch.ones(2, 4)})
+    first = Feedback({"h2o": [0.5]}, {"a": 0.25}, {}, {"b": "it failed"})
+    for ranks in (1, 2, 3):
+        carried = channels.with_earlier(hidden, first, ranks)
+        assert ranks == 1 or carried.tensors[channels.EARLIER].numel() % ranks
+        assert channels.take_earlier(carried) == first
+        assert list(carried.tensors) == ["hidden_states"]
+    assert channels.with_earlier(hidden, None, 1) is hidden
+    assert channels.take_earlier(hidden) is None
+    both = Feedback({"h2o": [0.25], "tova": [1.0]}, {"a": 0.5}).after(first)
+    assert (both.seconds, both.merged) == ({"h2o": [0.75], "tova": [1.0]}, {"a": 0.75})
+    assert both.errors == {"b": "it failed"}
