@@ -30,7 +30,7 @@ from kvserve.runner.tap import LayerTap
 from kvserve.startup.bundles import bundled, chosen, fit_a_draft_model
 from kvserve.startup.facts import kinds_of, known
 from kvserve.startup.options import KVOptions
-from kvserve.startup.stages import Stage, told
+from kvserve.startup.stages import PipelineStage, told
 
 
 class BatchRow(NamedTuple):
@@ -80,13 +80,13 @@ class KVRunner(Staged):
         about = {"resident_tokens": options.resident_tokens, "bundling": made.why, **stages.about}
         return specs | tagged(ours, stages.first, bundles, **about)
 
-    def _kv_stage(self, ours: dict[str, KVCacheSpec], others: int) -> Stage:
+    def _kv_stage(self, ours: dict[str, KVCacheSpec], others: int) -> PipelineStage:
         """What this pipeline stage has, or this process if it is alone."""
         trial = tried(self, list(ours))
         self.kv_ropes, self.kv_projections = ropes_of(self, trial.keys), trial.projections
         unprojected = [name for name in ours if name not in self.kv_projections]
         unknown = [name for name in ours if name not in self.kv_ropes]
-        return Stage(
+        return PipelineStage(
             ours,
             others,
             rope_problem=f"what positions do to the keys of layer {unknown[0]!r} is not known" if unknown else None,

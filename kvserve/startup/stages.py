@@ -15,7 +15,7 @@ from kvserve.startup.guard import UnsupportedError
 from kvserve.startup.refusals import MIXED_STAGES
 
 
-class Stage(NamedTuple):
+class PipelineStage(NamedTuple):
     """What one stage has."""
 
     specs: Mapping[str, KVCacheSpec]  # of the compressible layers, in model order
@@ -28,7 +28,7 @@ class Stage(NamedTuple):
 class Stages(NamedTuple):
     """All stages, first to last, and which of them this process is. Without pipeline parallelism there is one."""
 
-    each: Sequence[Stage]
+    each: Sequence[PipelineStage]
     here: int = 0
 
     @property
@@ -69,12 +69,12 @@ class Stages(NamedTuple):
         }
 
 
-def told(mine: Stage) -> Stages:
+def told(mine: PipelineStage) -> Stages:
     """What all stages have; all of them must call it. Raises UnsupportedError for layers of several kinds."""
     group = get_pp_group()
     if group.world_size == 1:
         return Stages([mine])
-    each: list[Stage] = [mine] * group.world_size
+    each: list[PipelineStage] = [mine] * group.world_size
     torch.distributed.all_gather_object(each, mine, group=group.cpu_group)
     found = Stages(each, group.rank_in_group)
     if found.others:
