@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals.cells import FULL, ORACLE, RANDOM
-from evals.markdown import by_kind, policies_of
+from evals.markdown import answered, by_kind, policies_of
 from evals.report import Record
 from evals.scorers import measure
 
@@ -26,7 +26,7 @@ def figure(made: Record) -> "Figure":
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    kinds = by_kind([cell for cell in made["cells"] if "score" in cell])
+    kinds = by_kind(answered(made["cells"]))
     names = list(dict.fromkeys(policy for cells in kinds.values() for policy in sorted(policies_of(cells))))
     colours = {name: colormaps["tab20"](i % 20) for i, name in enumerate(names)}
     rows = max(1, -(-len(kinds) // COLUMNS))

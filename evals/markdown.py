@@ -24,7 +24,7 @@ def markdown(made: Record) -> str:
     parts = [_heading(made), "", *_losers(made), ""]
     for kind, cells in by_kind(made["cells"]).items():
         parts += [_title(kind, cells), ""]
-        if any("score" in cell for cell in cells):
+        if answered(cells):
             parts += [_measured(kind, cells), "", table(cells), ""]
         if any("forced" in cell for cell in cells):
             for name, (text, factor) in _FORCED.items():
@@ -55,6 +55,11 @@ def by_kind(cells: Sequence[Record]) -> dict[Kind, list[Record]]:
     return found
 
 
+def answered(cells: Sequence[Record]) -> list[Record]:
+    """Cells that were not teacher-forced only."""
+    return [cell for cell in cells if "score" in cell]
+
+
 def policies_of(cells: Sequence[Record]) -> list[str]:
     """Rows: full and the oracle above, random below, the others by their mean score."""
     others = {cell["policy"] for cell in cells} - set(BRACKETS)
@@ -71,8 +76,9 @@ def _worth(cell: Record) -> float:
 
 def table(cells: Sequence[Record]) -> str:
     """Rows: policies; columns: budgets."""
-    cells = [cell for cell in cells if "score" in cell]
-    return _grid(cells, lambda cell: figure(cell["score"], 100) + MARKS[(cell["against_random"] or {}).get("verdict")])
+    return _grid(
+        answered(cells), lambda cell: figure(cell["score"], 100) + MARKS[(cell["against_random"] or {}).get("verdict")]
+    )
 
 
 def _forced_table(cells: Sequence[Record], name: str, factor: float) -> str:
@@ -115,7 +121,7 @@ def _title(kind: Kind, cells: Sequence[Record]) -> str:
 
 
 def _measured(kind: Kind, cells: Sequence[Record]) -> str:
-    counts = sorted({cell["items"] for cell in cells if "score" in cell})
+    counts = sorted({cell["items"] for cell in answered(cells)})
     many = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     return f"Share of {measure(kind[0])} in %, {many} items a cell."
 
@@ -129,7 +135,7 @@ def _losers(made: Record) -> Iterator[str]:
     """What no one wants to read, first."""
     yield "## Policies that do not beat random"
     yield ""
-    for kind, cells in by_kind([cell for cell in made["cells"] if "score" in cell]).items():
+    for kind, cells in by_kind(answered(made["cells"])).items():
         lost = {}
         for policy in policies_of(cells):
             verdicts = [c["against_random"]["verdict"] for c in cells if c["policy"] == policy and c["against_random"]]

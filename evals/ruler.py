@@ -44,15 +44,12 @@ def _needles(rng: Random, haystack: Haystack, tokens: int, keys: int, values: in
     rng.shuffle(facts)
     wanted = [fact for fact in facts if f"for {names[0]} is" in fact]
     found = [fact.rpartition(" ")[2].rstrip(".") for fact in wanted]
-    what = "are all the special magic numbers" if values > 1 else "is the special magic number"
-    said = "The special magic numbers" if values > 1 else "The special magic number"
-    verb = "are" if values > 1 else "is"
+    verb, all_the, what = ("are", "all the", "numbers") if values > 1 else ("is", "the", "number")
+    place = f"for {names[0]} mentioned in the text above"
     turn = _turn(
-        f"What {what} for {names[0]} mentioned in the text above?",
-        f"{said} for {names[0]} mentioned in the text above {verb}",
-        found,
+        f"What {verb} {all_the} special magic {what} {place}?", f"The special magic {what} {place} {verb}", found
     )
-    return Scene(haystack.weave(rng, facts, _room(haystack, tokens, turn)), (turn,), tuple(wanted))
+    return _woven(rng, haystack, tokens, facts, turn, wanted)
 
 
 def variable_tracking(rng: Random, haystack: Haystack, tokens: int) -> Scene:
@@ -66,31 +63,33 @@ def variable_tracking(rng: Random, haystack: Haystack, tokens: int) -> Scene:
         f"The {len(names)} variables that are assigned the value {number} are:",
         names,
     )
-    return Scene(haystack.weave(rng, facts, _room(haystack, tokens, turn)), (turn,), tuple(facts))
+    return _woven(rng, haystack, tokens, facts, turn, facts)
 
 
 def common_words(rng: Random, haystack: Haystack, tokens: int) -> Scene:
     """A numbered list of words; the ten that stand in it most often are asked for."""
     words = rng.sample(ADJECTIVES + NOUNS, len(ADJECTIVES + NOUNS))
     common, others = words[:COMMON], words[COMMON:]
-    room = _room(haystack, tokens, _common_turn(common))
+    turn = _turn(
+        "What are the 10 most common words in the list above?", "The 10 most common words in the list are:", common
+    )
+    room = _room(haystack, tokens, turn)
     cost = haystack.size("12. word")
     rare = max(COMMON, min(len(others), (room // cost - COMMON * COMMON_TIMES) // OTHER_TIMES))
     told = common * COMMON_TIMES + others[:rare] * OTHER_TIMES
     rng.shuffle(told)
-    return Scene(" ".join(f"{i}. {word}" for i, word in enumerate(told, 1)), (_common_turn(common),))
-
-
-def _common_turn(common: list[str]) -> Turn:
-    return _turn(
-        "What are the 10 most common words in the list above?", "The 10 most common words in the list are:", common
-    )
+    return Scene(" ".join(f"{i}. {word}" for i, word in enumerate(told, 1)), (turn,))
 
 
 def essay(rng: Random, haystack: Haystack, tokens: int) -> Scene:
     """Sentences in their order; the last eighth is what is to follow. To be teacher-forced only."""
+    return to_go_on(rng, haystack, tokens, eighths=7)
+
+
+def to_go_on(rng: Random, haystack: Haystack, tokens: int, eighths: int) -> Scene:
+    """Sentences in their order, of which so many eighths are told; the rest is what is to follow."""
     told = haystack.filler(rng, tokens)
-    cut = max(1, len(told) * 7 // 8)
+    cut = max(1, len(told) * eighths // 8)
     return Scene(" ".join(told[:cut]), (Turn("", " " + " ".join(told[cut:])),))
 
 
@@ -105,6 +104,11 @@ def _turn(ask: str, lead: str, values: list[str]) -> Turn:
     """One question in both forms; the answer names `values`."""
     reply = " " + SEPARATOR.join(values)
     return Turn(f"\n\n{ask} {lead}", reply, ask, reply, lead)
+
+
+def _woven(rng: Random, haystack: Haystack, tokens: int, facts: list[str], turn: Turn, asked_for: list[str]) -> Scene:
+    """Facts among the sentences, and one question about some of them."""
+    return Scene(haystack.weave(rng, facts, _room(haystack, tokens, turn)), (turn,), tuple(asked_for))
 
 
 def _room(haystack: Haystack, tokens: int, turn: Turn) -> int:

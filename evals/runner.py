@@ -49,7 +49,9 @@ class Runner:
 
     async def run(self) -> None:
         """Ask all that the book does not have yet."""
-        self._bar.reset(total=sum(self._size(section) for section in self._sections))
+        self._bar.reset(
+            total=sum(self._size(s, kind, list(self._contestants)) for s in self._sections for kind in s.kinds())
+        )
         with self._bar:
             for section in self._sections:
                 for kind in section.kinds():
@@ -64,7 +66,7 @@ class Runner:
         known = [fmean(score for score, *_ in self._book.scores[cell].values()) for cell in section.cells(kind, [FULL])]
         if min(known) >= self._least:
             return await self._ask(section, kind, others)
-        self._bar.update(len(list(section.cells(kind, others))) * self._count * len(section.passes))
+        self._bar.update(self._size(section, kind, others))
 
     async def _ask(self, section: Section, kind: Kind, labels: Sequence[str]) -> None:
         """All items of a kind, under the policies with these labels."""
@@ -73,9 +75,9 @@ class Runner:
             for _ in range(ITEMS_AT_ONCE):
                 group.create_task(self._some(section, waiting, labels))
 
-    def _size(self, section: Section) -> int:
-        cells = sum(len(list(section.cells(kind, list(self._contestants)))) for kind in section.kinds())
-        return cells * self._count * len(section.passes)
+    def _size(self, section: Section, kind: Kind, labels: Sequence[str]) -> int:
+        """Answers that these policies give to all items of a kind."""
+        return len(list(section.cells(kind, labels))) * self._count * len(section.passes)
 
     async def _some(self, section: Section, waiting: Iterator[Item], labels: Sequence[str]) -> None:
         """Take items until none is left."""

@@ -52,25 +52,26 @@ _SETTING = (
 
 def verdict(rows: dict[Kind, dict[float, dict[str, Any]]]) -> str:
     """Whether it beats `random` anywhere, said first."""
-    told = [
-        (kind, (cell["against_random"] or {}).get("verdict")) for kind, cells in rows.items() for cell in cells.values()
-    ]
-    known = [(kind, found) for kind, found in told if found is not None]
+    told = [_against(cell) for cells in rows.values() for cell in cells.values()]
+    known = [found for found in told if found is not None]
     if not known:
         return "A control: others are held against it."
-    better = [kind for kind, found in known if found == "better"]
+    better = known.count("better")
     if not better:
         return f"**No better than `random` in any of the {len(known)} cells measured on real models.**"
-    if len(better) == len(known):
+    if better == len(known):
         return f"Better than `random` in all {len(known)} cells measured on real models."
-    return f"Better than `random` in {len(better)} of the {len(known)} cells measured on real models."
+    return f"Better than `random` in {better} of the {len(known)} cells measured on real models."
 
 
 def _cell(cell: dict[str, Any] | None) -> str:
     if cell is None:
         return ""
-    against = (cell["against_random"] or {}).get("verdict")
-    return f"{100 * cell['score']['mean']:.1f}{MARKS[against]}"
+    return f"{100 * cell['score']['mean']:.1f}{MARKS[_against(cell)]}"
+
+
+def _against(cell: dict[str, Any]) -> str | None:
+    return (cell["against_random"] or {}).get("verdict")
 
 
 @cache

@@ -85,10 +85,14 @@ def known(name: str) -> FetchableModel:
     return MODELS[name]
 
 
+def cache_folder() -> Path:
+    """Where what is fetched is kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvserve"
+
+
 def folder_of(name: str) -> Path:
     """Where a model lies once it is fetched."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "kvserve" / "models" / name
+    return cache_folder() / "models" / name
 
 
 def is_fetched(model: FetchableModel) -> bool:

@@ -23,7 +23,7 @@ _SENTENCE_END = re.compile(r"(?<=[.!?]) +(?=[A-Z])")
 @lru_cache(maxsize=2)
 def sentences(held_out: bool) -> tuple[str, ...]:
     """All sentences of one side of the split, in document order, one space between words."""
-    found = (s for text in _documents(held_out) for paragraph in _paragraphs(text) for s in _split(paragraph))
+    found = (s for text in _documents(held_out) for paragraph in _paragraphs(text) for s in split(paragraph))
     return tuple(dict.fromkeys(found))
 
 
@@ -71,7 +71,8 @@ def _paragraphs(text: str) -> Iterator[str]:
             yield " ".join(words)
 
 
-def _split(paragraph: str) -> Iterator[str]:
+def split(paragraph: str) -> Iterator[str]:
+    """Its sentences of 4 to 60 words, but for markup."""
     for sentence in _SENTENCE_END.split(paragraph):
         if 4 <= len(sentence.split()) <= 60 and "<" not in sentence:
             yield sentence
