@@ -63,8 +63,9 @@ class Runner:
         if not (self._least and section.generated and others):
             return await self._ask(section, kind, list(self._contestants))
         await self._ask(section, kind, [FULL])
-        known = [fmean(score for score, *_ in self._book.scores[cell].values()) for cell in section.cells(kind, [FULL])]
-        if min(known) >= self._least:
+        found = [self._book.scores.get(cell) for cell in section.cells(kind, [FULL])]
+        known = [fmean(score for score, *_ in scores.values()) for scores in found if scores]
+        if min(known, default=1.0) >= self._least:  # a server that refuses `full` says so of the others too
             return await self._ask(section, kind, others)
         self._bar.update(self._size(section, kind, others))
 
