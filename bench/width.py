@@ -29,6 +29,7 @@ class Crowd(NamedTuple):
 
     share: float | None = None
     groups: int = 1
+    policy: str = "streaming"
 
 
 CASES: Mapping[str, Crowd] = {
@@ -37,6 +38,7 @@ CASES: Mapping[str, Crowd] = {
     f"{KV}, half": Crowd(0.5),
     f"{KV}, all": Crowd(1.0),
     f"{KV}, all, 2 groups": Crowd(1.0, 2),
+    f"{KV}, all read queries": Crowd(1.0, policy="snapkv"),
     CONTROL: Crowd(),
 }
 
@@ -71,7 +73,7 @@ def _serve(pipe: Connection, crowd: Crowd, model: Path, sizes: BenchSizes) -> No
 def _fill(engine: Any, crowd: Crowd, length: int, seed: int, sizes: BenchSizes) -> None:
     from bench.engine import prompt
 
-    policy = {"name": "streaming", "budget": sizes.width_prompt, "slack": sizes.width_slack}
+    policy = {"name": crowd.policy, "budget": sizes.width_prompt, "slack": sizes.width_slack}
     compressed = int(sizes.width * (crowd.share or 0.0))
     for i in range(sizes.width):
         tokens = prompt(sizes.width_prompt + i % sizes.width_slack, (seed, i))

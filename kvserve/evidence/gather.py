@@ -26,6 +26,14 @@ class Gathered:
     names: tuple[str, ...]
     layers: dict[int, Sums] = field(default_factory=dict)
     error: Exception | None = None  # why nothing more is counted; raised when the evidence is looked at
+    upto: int = 0  # all layers have counted the queries before this position, and perhaps more
+
+    def waits(self, position: int, room: int) -> bool:
+        """Whether queries before `position` are uncounted in some layer, `room` of them or more."""
+        if self.layers and position - self.upto >= room:
+            self.upto = min(sums.upto for sums in self.layers.values())
+            return position - self.upto >= room
+        return False
 
 
 class Gatherer(Observer):
@@ -63,7 +71,8 @@ class Gatherer(Observer):
             return False
         # More at once than may be drafted are counted as attention runs, in their order.
         room = FOLD + 1 - span.count if span.count <= self._late else 1
-        return any(span.position - sums.upto >= room for sums in span.record.observed[self].layers.values())
+        known: Gathered = span.record.observed[self]
+        return known.waits(span.position, room)
 
     def _count_waiting(self, span: Span) -> None:
         known = span.position - self._unseen

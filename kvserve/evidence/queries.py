@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -69,23 +70,20 @@ class QueryRings(Observer):
 
     def begin_step(self, spans: Sequence[Span]) -> bool:
         """Work out once, for all layers, which tokens of the step go to which rows."""
-        source: list[Tensor] = []
-        target: list[Tensor] = []
-        seats: list[Tensor] = []
-        for span in spans:
-            seat: _Seat = span.record.observed[self]
-            skip = max(0, span.count - seat.rows)
-            index = torch.arange(skip, span.count)
-            source.append(index + span.row)
-            target.append((index + span.position) % seat.rows + seat.base)
-            seats.append(torch.tensor([[seat.base, seat.rows]]).expand(len(index), 2))
-        if source:
-            self._from = torch.cat(source).to(self._device)
-            self._to = torch.cat(target).to(self._device)
-            if self._drafts.unseen:
-                base, rows = torch.cat(seats).to(self._device).unbind(1)
-                self._seats = base, rows
-        return bool(source)
+        if not spans:
+            return False
+        seats: list[_Seat] = [span.record.observed[self] for span in spans]
+        table = np.array(
+            [(s.row, s.position, s.count, seat.base, seat.rows) for s, seat in zip(spans, seats, strict=True)]
+        )
+        stay = np.minimum(table[:, 2], table[:, 4])  # the last tokens of each span
+        row, position, count, base, rows = table.repeat(stay, axis=0).T
+        index = count - (stay.cumsum().repeat(stay) - np.arange(len(count)))  # of a token in its span
+        self._from = torch.from_numpy(row + index).to(self._device)
+        self._to = torch.from_numpy((position + index) % rows + base).to(self._device)
+        if self._drafts.unseen:
+            self._seats = torch.from_numpy(base).to(self._device), torch.from_numpy(rows).to(self._device)
+        return True
 
     def _settle(self) -> None:
         """Positions were guessed when the step began, if drafts were in flight; its layers run on the true ones."""

@@ -202,18 +202,26 @@ def test_pool_and_running_requests(server: ServerUnderTest) -> None:
 
 
 def _while_it_runs(server: ServerUnderTest, policy: str) -> tuple[Any, dict[str, Any], dict[tuple[str, str], float]]:
-    """A request that is generating its answer, and what is said meanwhile; on a busy machine it may end before."""
+    """A request that is generating its answer, and what is said meanwhile; on a busy machine it may end before.
+
+    With a policy, when its first compaction has been reported: that is some steps after the first token.
+    """
     for _ in range(5):
         stream = server.complete(_tokens(700, 1), policy, max_tokens=1300, stream=True)
         for _ in range(3):
             next(stream)
-        wait_for(lambda: [request["stage"] for request in server.stats()["running"]] in (["decode"], []))
+        wait_for(lambda: all(_has_settled(request) for request in server.stats()["running"]))
         stats, samples = _at_one_moment(server)
-        if [request["stage"] for request in stats["running"]] == ["decode"]:
+        if [_has_settled(request) for request in stats["running"]] == [True]:
             return stream, stats, samples
         stream.close()
         wait_for(lambda: not server.stats()["running"])
     raise AssertionError("no request was seen while it generated")
+
+
+def _has_settled(request: dict[str, Any]) -> bool:
+    compressed = request["kept_tokens"] < request["logical_tokens"]
+    return request["stage"] == "decode" and compressed == (request["policy"] != "full")
 
 
 def _at_one_moment(server: ServerUnderTest) -> tuple[dict[str, Any], dict[tuple[str, str], float]]:
