@@ -9,6 +9,9 @@ from evals.items import Item
 from evals.protocols import EvalSizes
 from evals.ruler import RULER
 
+SENTENCE = 32
+"""Tokens of an answer's beginning, at most."""
+
 
 class Refused(Exception):
     """The server refused a request; the message says why."""
@@ -27,9 +30,12 @@ class Sized:
     def room(self) -> int:
         """How many tokens an answer may have: those of the right one, in a chat one more, to end it.
 
-        Twice as many where values are looked for in what is said, which has other words too.
+        Twice as many where values are looked for in what is said, which has other words too, and those of a sentence
+        where its beginning is not given.
         """
-        return len(self.answer) * (2 if self.item.task in RULER else 1) + (self.item.form == "chat")
+        looked_for = self.item.task in RULER
+        sentence = SENTENCE if looked_for and not self.item.lead and self.item.form == "chat" else 0
+        return len(self.answer) * (2 if looked_for else 1) + (self.item.form == "chat") + sentence
 
     @property
     def sizes(self) -> EvalSizes:

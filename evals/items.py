@@ -9,7 +9,7 @@ from typing import cast
 from tokenizers import Tokenizer
 
 from evals.essays import essays
-from evals.ruler import RULER, to_go_on
+from evals.ruler import RULER, scene, to_go_on
 from models import MINI
 from models.tasks.generators import TASKS, Task
 from models.tasks.scene import Haystack, Scene, World
@@ -68,14 +68,17 @@ def world() -> World:
 def draw(world: Haystack, task: str, form: str, length: int, number: int, seed: int = 0) -> Item:
     """The item with this number; equal arguments give equal items. Raises ValueError if the task has no such form."""
     rng = Random(f"evals/{seed}/{task}/{length}/{number}")
-    scene = RULER[task](rng, world, length) if task in RULER else GENERATORS[task](rng, cast("World", world), length, 1)
-    [turn] = scene.turns
+    if task in RULER:
+        told = scene(rng, world, task, length, number)
+    else:
+        told = GENERATORS[task](rng, cast("World", world), length, 1)
+    [turn] = told.turns
     if form == "completion":
-        return Item(task, form, length, number, scene.context, turn.ask, turn.reply)
-    if not scene.has_chat:
+        return Item(task, form, length, number, told.context, turn.ask, turn.reply)
+    if not told.has_chat:
         raise ValueError(f"task {task!r} has no chat form; allowed: completion")
-    gap = "\n\n" if turn.lead else " "
-    return Item(task, form, length, number, scene.context, gap + turn.chat_ask, turn.chat_reply, turn.lead)
+    gap = "\n\n" if task in RULER else " "
+    return Item(task, form, length, number, told.context, gap + turn.chat_ask, turn.chat_reply, turn.lead)
 
 
 def drawn(world: Haystack, task: str, form: str, length: int, count: int, seed: int = 0) -> Iterator[Item]:

@@ -25,7 +25,7 @@ def markdown(made: Record) -> str:
     for kind, cells in by_kind(made["cells"]).items():
         parts += [_title(kind, cells), ""]
         if answered(cells):
-            parts += [_measured(kind, cells), "", table(cells), ""]
+            parts += [_measured(kind, cells), "", table(cells), "", *_by_wording(cells)]
         if any("forced" in cell for cell in cells):
             for name, (text, factor) in _FORCED.items():
                 parts += [text, "", _forced_table(cells, name, factor), ""]
@@ -81,18 +81,45 @@ def table(cells: Sequence[Record]) -> str:
     )
 
 
+def _by_wording(cells: Sequence[Record]) -> Iterator[str]:
+    """The same by how it was asked: a policy that looks at few queries may depend on it."""
+    for budget in _budgets(cells):
+        told = {c["policy"]: c["wordings"] for c in cells if c["budget"] in (budget, 1.0) and "wordings" in c}
+        if not told:
+            return
+        names = list(next(iter(told.values())))
+        yield f"By wording, at {budget_name(budget)}:"
+        yield ""
+        yield _lines(
+            ["policy", *names], [[_name(p), *_percents(told[p], names)] for p in policies_of(cells) if p in told]
+        )
+        yield ""
+
+
+def _percents(shares: Mapping[str, float], names: Sequence[str]) -> Iterator[str]:
+    return (f"{100 * shares[name]:.1f}" if name in shares else "-" for name in names)
+
+
+def _budgets(cells: Sequence[Record]) -> list[float]:
+    return sorted({cell["budget"] for cell in cells if cell["policy"] != FULL}, reverse=True)
+
+
+def _lines(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, figures to the right."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in (heads, ["---", *["---:"] * (len(heads) - 1)], *rows))
+
+
 def _forced_table(cells: Sequence[Record], name: str, factor: float) -> str:
     return _grid([cell for cell in cells if "forced" in cell], lambda cell: figure(cell["forced"][name], factor))
 
 
 def _grid(cells: Sequence[Record], shown: Any) -> str:
-    budgets = sorted({cell["budget"] for cell in cells if cell["policy"] != FULL}, reverse=True)
-    heads = [budget_name(budget) + _held(cells, budget) for budget in budgets]
-    rows = [["policy", *heads], ["---", *["---:"] * len(budgets)]]
+    budgets = _budgets(cells)
+    rows = []
     for policy in policies_of(cells):
         found = {cell["budget"]: shown(cell) for cell in cells if cell["policy"] == policy}
         rows.append([_name(policy), *(found.get(1.0 if policy == FULL else budget, "-") for budget in budgets)])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return _lines(["policy", *(budget_name(budget) + _held(cells, budget) for budget in budgets)], rows)
 
 
 def _held(cells: Sequence[Record], budget: float) -> str:

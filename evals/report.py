@@ -7,6 +7,7 @@ from typing import Any
 from evals.cells import FULL, RANDOM, Cell
 from evals.intervals import bootstrap, difference, estimate
 from evals.journal import EvalJournal
+from evals.ruler import wording_of
 
 Record = dict[str, Any]
 
@@ -27,6 +28,7 @@ def _record(book: EvalJournal, cell: Cell) -> Record:
             "kept": fmean(value[1] for value in found.values()),
             "bytes": fmean(value[2] for value in found.values()),
             "against_random": _against(book, cell),
+            **_by_wording(cell, {number: value[0] for number, value in found.items()}),
         }
     if forced:
         columns = zip(*(forced[n] for n in sorted(forced)), strict=True)
@@ -34,6 +36,14 @@ def _record(book: EvalJournal, cell: Cell) -> Record:
             name: bootstrap(values)._asdict() for name, values in zip(("nll", "kl", "agreement"), columns, strict=True)
         }
     return made
+
+
+def _by_wording(cell: Cell, scores: Mapping[int, float]) -> Record:
+    """The mean score of the items in each wording, if the task has several."""
+    found: dict[str, list[float]] = {}
+    for number, score in sorted(scores.items()):
+        found.setdefault(wording_of(cell.task, number), []).append(score)
+    return {"wordings": {name: fmean(values) for name, values in found.items()}} if "" not in found else {}
 
 
 def _against(book: EvalJournal, cell: Cell) -> Record | None:

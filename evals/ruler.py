@@ -1,10 +1,12 @@
 """RULER's families of tasks (arXiv:2404.06654, section 3), in essays: questions that instruct models understand.
 
 The answer's beginning is given with the question, as RULER does, so that a model says what was asked for and not how
-it would go about it. `essay` asks nothing: the text's own continuation is what is judged, teacher-forced.
+it would go about it. Needles are asked for in other words too (`WORDINGS`), since which tokens a policy looks at
+depends on them. `essay` asks nothing: the text's own continuation is what is judged, teacher-forced.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from random import Random
 from string import ascii_uppercase
 
@@ -22,34 +24,66 @@ COMMON, COMMON_TIMES, OTHER_TIMES = 10, 12, 2
 """Words that are asked for, how often each of them stands in the list, and how often each of the others."""
 
 
-def niah_single(rng: Random, haystack: Haystack, tokens: int) -> Scene:
-    """One needle: a key of two words and a number of seven digits."""
-    return _needles(rng, haystack, tokens, keys=1, values=1)
+@dataclass(frozen=True)
+class Wording:
+    """How needles are told and asked for. {key} is what a value is looked up by.
+
+    lead: how the answer begins; empty where that is not given.
+    """
+
+    fact: str
+    ask: str
+    asks_all: str  # of a key with several values
+    lead: str = ""
+    leads_all: str = ""
 
 
-def niah_multikey(rng: Random, haystack: Haystack, tokens: int) -> Scene:
-    """Four needles with keys of their own; one is asked for."""
-    return _needles(rng, haystack, tokens, keys=KEYS, values=1)
+_MAGIC = Wording(
+    fact="One of the special magic numbers for {key} is: {value}.",
+    ask="What is the special magic number for {key} mentioned in the text above?",
+    asks_all="What are all the special magic numbers for {key} mentioned in the text above?",
+)
+WORDINGS: Mapping[str, Wording] = {
+    "begun": replace(
+        _MAGIC,
+        lead="The special magic number for {key} mentioned in the text above is",
+        leads_all="The special magic numbers for {key} mentioned in the text above are",
+    ),
+    "asked": _MAGIC,
+    "pass key": Wording(
+        fact="The pass key for {key} is {value}. Remember it.",
+        ask="What is the pass key for {key}? Answer with the number only.",
+        asks_all="What are all the pass keys for {key}? Answer with the numbers only.",
+    ),
+}
+"""RULER's, the same without the answer's beginning, and that of the pass key tests. Items take turns."""
+NEEDLES: Mapping[str, tuple[int, int]] = {
+    "niah_single": (1, 1),
+    "niah_multikey": (KEYS, 1),
+    "niah_multivalue": (1, VALUES),
+}
+"""Keys in the text, and values of each; one key is asked for, its values in any order."""
 
 
-def niah_multivalue(rng: Random, haystack: Haystack, tokens: int) -> Scene:
-    """Four needles with one key; all four numbers are asked for, in any order."""
-    return _needles(rng, haystack, tokens, keys=1, values=VALUES)
+def wording_of(task: str, number: int) -> str:
+    """The name of the wording of an item; empty where a task has one only."""
+    return list(WORDINGS)[number % len(WORDINGS)] if task in NEEDLES else ""
 
 
-def _needles(rng: Random, haystack: Haystack, tokens: int, keys: int, values: int) -> Scene:
+def needles(rng: Random, haystack: Haystack, tokens: int, task: str, wording: Wording) -> Scene:
+    """Keys of two words, each with numbers of seven digits."""
+    keys, values = NEEDLES[task]
     names = key_pairs(rng, keys)
     numbers = [str(number) for number in rng.sample(range(10**6, 10**7), keys * values)]
-    facts = [f"One of the special magic numbers for {name} is: {numbers.pop()}." for name in names * values]
-    rng.shuffle(facts)
-    wanted = [fact for fact in facts if f"for {names[0]} is" in fact]
-    found = [fact.rpartition(" ")[2].rstrip(".") for fact in wanted]
-    verb, all_the, what = ("are", "all the", "numbers") if values > 1 else ("is", "the", "number")
-    place = f"for {names[0]} mentioned in the text above"
-    turn = _turn(
-        f"What {verb} {all_the} special magic {what} {place}?", f"The special magic {what} {place} {verb}", found
+    told = list(zip(names * values, numbers, strict=True))
+    rng.shuffle(told)
+    facts = [wording.fact.format(key=key, value=value) for key, value in told]
+    found = [value for key, value in told if key == names[0]]
+    wanted = [fact for fact, (key, _) in zip(facts, told, strict=True) if key == names[0]]
+    ask, lead = (wording.ask, wording.lead) if values == 1 else (wording.asks_all, wording.leads_all)
+    return _woven(
+        rng, haystack, tokens, facts, _turn(ask.format(key=names[0]), lead.format(key=names[0]), found), wanted
     )
-    return _woven(rng, haystack, tokens, facts, turn, wanted)
 
 
 def variable_tracking(rng: Random, haystack: Haystack, tokens: int) -> Scene:
@@ -93,17 +127,24 @@ def to_go_on(rng: Random, haystack: Haystack, tokens: int, eighths: int) -> Scen
     return Scene(" ".join(told[:cut]), (Turn("", " " + " ".join(told[cut:])),))
 
 
-RULER: dict[str, Asked] = {
-    task.__name__: task
-    for task in (niah_single, niah_multikey, niah_multivalue, variable_tracking, common_words, essay)
-}
+OTHERS: dict[str, Asked] = {task.__name__: task for task in (variable_tracking, common_words, essay)}
+RULER = (*NEEDLES, *OTHERS)
+
+
+def scene(rng: Random, haystack: Haystack, task: str, tokens: int, number: int) -> Scene:
+    """Of the item with this number of one of RULER's tasks."""
+    if task in NEEDLES:
+        return needles(rng, haystack, tokens, task, WORDINGS[wording_of(task, number)])
+    return OTHERS[task](rng, haystack, tokens)
+
+
 SEPARATOR = ", "
 
 
 def _turn(ask: str, lead: str, values: list[str]) -> Turn:
     """One question in both forms; the answer names `values`."""
     reply = " " + SEPARATOR.join(values)
-    return Turn(f"\n\n{ask} {lead}", reply, ask, reply, lead)
+    return Turn(f"\n\n{ask} {lead}".rstrip(), reply, ask, reply, lead)
 
 
 def _woven(rng: Random, haystack: Haystack, tokens: int, facts: list[str], turn: Turn, asked_for: list[str]) -> Scene:

@@ -49,6 +49,21 @@ def test_kinds_that_the_full_cache_fails_are_left_out(book):
     assert "## vt" not in text
 
 
+def test_scores_by_wording(book):
+    for policy, budget in (("full", 1.0), ("streaming", 0.25), ("streaming", 0.5)):
+        for item in range(30):
+            cell = Cell("niah_single", "chat", 512, "inside", policy, budget)
+            book.score(cell, item, float(policy == "full" or (item % 3 == 1 and budget == 0.5)), 0.25, 0.3)
+    text = markdown.markdown(report.report(book, SETTINGS, 60.0)).partition("## niah_single")[2]
+    half, quarter = text.split("By wording, at ")[1:]
+    assert half.splitlines()[0] == "50 %:" and quarter.splitlines()[0] == "25 %:"
+    assert "| policy | begun | asked | pass key |" in half
+    assert "| **full** | 100.0 | 100.0 | 100.0 |" in half and "| streaming | 0.0 | 100.0 | 0.0 |" in half
+    assert "| streaming | 0.0 | 0.0 | 0.0 |" in quarter
+    made = report.report(book, SETTINGS, 60.0)
+    assert all("wordings" not in cell for cell in made["cells"] if cell["task"] == "niah")
+
+
 def test_cells_that_are_teacher_forced_only(book, tmp_path):
     for policy, nll in (("full", 2.0), ("worse", 3.0), ("better", 2.5)):
         for item in range(3):

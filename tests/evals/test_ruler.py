@@ -8,7 +8,7 @@ from evals import essays
 from evals.cells import Section
 from evals.essays import Essays, sentences
 from evals.items import ASKED, draw
-from evals.ruler import RULER, SEPARATOR
+from evals.ruler import RULER, SEPARATOR, WORDINGS, wording_of
 from evals.scorers import measure, score
 from models.tasks import prose
 from models.wheels import FetchError
@@ -34,8 +34,8 @@ def reader(task, item):
     if task == "common_words":
         words = re.findall(r"\d+\. (\w+)", item.context)
         return sorted(set(words), key=words.count)[-10:]
-    key = re.search(r"for (\w+ \w+) mentioned", item.question)[1]
-    return re.findall(rf"magic numbers for {key} is: (\d{{7}})\.", item.context)
+    key = re.search(r"for (\w+ \w+)(?: mentioned|\?)", item.question)[1]
+    return re.findall(rf"(?:magic numbers|pass key) for {key} is:? (\d{{7}})\.", item.context)
 
 
 @pytest.mark.parametrize("form", ["completion", "chat"])
@@ -64,6 +64,16 @@ def test_a_chat_begins_the_answer(texts):
     assert begun["content"].endswith("mentioned in the text above is")
     assert asked["content"] == item.context + item.question
     assert draw(texts, "niah_single", "completion", 512, 0).prompt.endswith("mentioned in the text above is")
+
+
+def test_needles_are_asked_for_in_turn_in_all_wordings(texts):
+    items = [draw(texts, "niah_multivalue", "chat", 512, number) for number in range(6)]
+    assert [wording_of("niah_multivalue", item.number) for item in items] == [*WORDINGS, *WORDINGS]
+    assert [bool(item.lead) for item in items] == [True, False, False] * 2
+    assert ["pass keys" in item.question for item in items] == [False, False, True] * 2
+    assert "mentioned in the text above are" in items[3].lead
+    assert all(item.messages[-1]["role"] == ("assistant" if item.lead else "user") for item in items)
+    assert wording_of("variable_tracking", 1) == ""
 
 
 def test_an_essay_goes_on(texts):
