@@ -19,7 +19,7 @@ from evals.endpoint import Endpoint
 from evals.journal import EvalJournal
 from evals.options import Chosen, chosen
 from evals.protocols import newest
-from evals.server import PLUGINS, serving
+from evals.server import PLUGINS, layers_of, serving
 from measuring.command import attempted
 from measuring.journal import settings_of
 from measuring.machine import about
@@ -35,10 +35,7 @@ def asked(args: argparse.Namespace) -> Iterator[tuple[str, Path | None]]:
     if args.base_url is not None:
         yield args.base_url.rstrip("/").removesuffix("/v1"), None
         return
-    from transformers import AutoConfig
-
-    layers = AutoConfig.from_pretrained(located(args.model)).get_text_config().num_hidden_layers
-    flags = [args.model, "--kv-groups", str(layers), "--dtype", args.dtype]
+    flags = [args.model, "--kv-groups", str(layers_of(args.model)), "--dtype", args.dtype]
     with tempfile.TemporaryDirectory() as folder:
         print("kvserve eval: starting a server", file=sys.stderr)
         with serving(flags, [PLUGINS], KVSERVE_EVALS_ORACLE=folder) as url:

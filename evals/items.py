@@ -54,6 +54,11 @@ class Item:
         return [{"role": "user", "content": self.prompt}, *begun]
 
 
+def form_of(task: str) -> str:
+    """How a task is asked unless told otherwise: RULER's are put to models that chat."""
+    return "chat" if task in RULER and task != ESSAY else "completion"
+
+
 def haystack(task: str) -> Haystack:
     """What a task's facts are hidden in. Raises FetchError for essays that are not to be had."""
     return essays() if task in RULER else world()

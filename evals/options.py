@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from evals.cells import LONG, SHARES, SHORT, TOP, TOY, Contestant, Section
-from evals.items import ASKED, ESSAY
+from evals.items import ASKED, ESSAY, form_of
 from evals.protocols import PROTOCOLS, RELATIVE
-from evals.ruler import RULER
 from evals.server import BLOCK
 from measuring.command import at_least
 from models.fetchable import DEFAULT
@@ -152,14 +151,14 @@ def _sections(made: argparse.ArgumentParser, args: argparse.Namespace) -> tuple[
                 made.error(f"--{name} says what is asked; leave out --{', --'.join(extra)}")
             return sections
     tasks = tuple(args.tasks or ("niah_single",))
-    chats = all(task in RULER and task != ESSAY for task in tasks)
+    forms = {form_of(task) for task in tasks}
     section = Section(
         tasks,
         tuple(args.lengths or (512,)),
         tuple(args.protocol or ("inside",)),
         tuple(args.budgets or SHARES),
         TOP * args.forced,
-        tuple(args.forms or ("chat" if chats else "completion",)),
+        tuple(args.forms or ("chat" if forms == {"chat"} else "completion",)),
         generated=ESSAY not in tasks,
     )
     _check(made, section)

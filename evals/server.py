@@ -7,11 +7,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from measuring import server
+from models.fetch import located
 
 PLUGINS = Path(__file__).parent / "plugin"
 """On the server's import path: the package whose entry points name the oracle."""
 BLOCK = 32
 FLAGS = ("--enforce-eager", "--block-size", str(BLOCK), "--max-num-seqs", "64", "--max-model-len", "4096")
+
+
+def layers_of(model: str) -> int:
+    """Layers of a folder or a fetched model: a group for each lets every layer choose its own budget."""
+    from transformers import AutoConfig
+
+    return int(AutoConfig.from_pretrained(located(model)).get_text_config().num_hidden_layers)
 
 
 @contextmanager

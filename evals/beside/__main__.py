@@ -15,13 +15,15 @@ from evals.beside.partner import ROOT, Gone, pool
 from evals.beside.report import report, speeds
 from evals.beside.speed import Speed
 from evals.endpoint import Endpoint, Refused
-from evals.items import ASKED
-from evals.server import serving
+from evals.items import ASKED, form_of
+from evals.server import layers_of, serving
 from measuring.command import at_least, attempted
 from measuring.machine import about
 from measuring.results import write
 from measuring.server import ServerDied
-from models import MINI
+from models.fetch import located
+from models.wheels import FetchError
+from server.cli.embedded import SERVED_NAME
 
 PYTHON = ROOT / ".venv-kvpress" / "bin" / "python"
 PARTS = ("quality", "speed")
@@ -31,6 +33,9 @@ LOOKED_INTO = 5  # items of which the tokens kept are compared, and that kvpress
 
 def parsed(argv: Sequence[str]) -> argparse.Namespace:
     made = argparse.ArgumentParser("python -m evals.beside", description=__doc__, allow_abbrev=False)
+    made.add_argument(
+        "--model", default=SERVED_NAME, metavar="MODEL", help="a folder, or a fetched model (default: %(default)s)"
+    )
     made.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=HELP)
     made.add_argument("--items", type=int, default=200, metavar="N", help="in each cell (default: %(default)s)")
     made.add_argument("--tasks", nargs="+", choices=ASKED, default=["niah", "vt"], metavar="TASK")
@@ -60,7 +65,13 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
 def settings(args: argparse.Namespace) -> dict[str, Any]:
     """What must be the same for an unfinished run to go on."""
     named = ("items", "tasks", "protocols", "length", "budgets")
-    return {**{name: getattr(args, name) for name in named}, "seed": 0, "looked_into": min(LOOKED_INTO, args.items)}
+    return {
+        **{name: getattr(args, name) for name in named},
+        "model": Path(args.model).name,
+        "forms": {task: form_of(task) for task in args.tasks},
+        "seed": 0,
+        "looked_into": min(LOOKED_INTO, args.items),
+    }
 
 
 async def measure(args: argparse.Namespace, url: str, ledger: SidesJournal | None) -> dict[str, Any]:
@@ -68,7 +79,7 @@ async def measure(args: argparse.Namespace, url: str, ledger: SidesJournal | Non
     began, found = about(), {}
     endpoint = Endpoint(url, "")
     endpoint.model = await endpoint.served()
-    async with pool(args.python, str(MINI), args.workers) as theirs:
+    async with pool(args.python, str(located(args.model)), args.workers) as theirs:
         began["partner"] = await theirs.ask("about")
         if ledger is not None:
             await Asking(settings(args), endpoint, theirs, ledger).run()
@@ -82,7 +93,7 @@ async def measure(args: argparse.Namespace, url: str, ledger: SidesJournal | Non
 
 async def so_far(args: argparse.Namespace, ledger: SidesJournal) -> dict[str, Any]:
     """What is in the ledger, beside versions, commit and load of now, not those of when it was measured."""
-    async with pool(args.python, str(MINI), 1) as theirs:
+    async with pool(args.python, str(located(args.model)), 1) as theirs:
         now = {**about(), "partner": await theirs.ask("about")}
     return {"quality": {"about": now, "unfinished": True, **report(ledger, settings(args))}}
 
@@ -93,7 +104,7 @@ def main(argv: Sequence[str]) -> int:
     path = args.out.with_suffix(".jsonl")
     if args.fresh:
         path.unlink(missing_ok=True)
-    return attempted("evals.beside", lambda: _run(args, path), (ServerDied, Refused, Gone), path)
+    return attempted("evals.beside", lambda: _run(args, path), (ServerDied, Refused, Gone, FetchError), path)
 
 
 def _run(args: argparse.Namespace, path: Path) -> None:
@@ -103,7 +114,7 @@ def _run(args: argparse.Namespace, path: Path) -> None:
     ledger = SidesJournal(path, settings(args)) if "quality" in args.parts else None
     if args.so_far and ledger is not None:
         return _finish(found | asyncio.run(so_far(args, ledger)), args.out)
-    with serving(["mini", "--kv-groups", "4", "--dtype", "float32"]) as url:
+    with serving([args.model, "--kv-groups", str(layers_of(args.model)), "--dtype", "float32"]) as url:
         found |= asyncio.run(measure(args, url, ledger))
     _finish(found, args.out)
     if ledger is not None:

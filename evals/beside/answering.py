@@ -49,8 +49,14 @@ def _together(pipe: Any, cache: Any, question: list[int], first: int, position: 
 
 def _text(pipe: Any, ids: list[int]) -> str:
     """Up to the end of the text."""
-    stop = pipe.model.generation_config.eos_token_id
-    return str(pipe.tokenizer.decode(ids[: ids.index(stop)] if stop in ids else ids, skip_special_tokens=True))
+    end = next((at for at, token in enumerate(ids) if token in _ends(pipe)), len(ids))
+    return str(pipe.tokenizer.decode(ids[:end], skip_special_tokens=True))
+
+
+def _ends(pipe: Any) -> Sequence[int]:
+    """Tokens that end a text."""
+    ends = pipe.model.generation_config.eos_token_id
+    return ends if isinstance(ends, list) else [ends]
 
 
 def _stacked(caches: Sequence[Any]) -> DynamicCache:
@@ -67,7 +73,7 @@ def _alone(pipe: Any, cache: DynamicCache, question: list[int], first: int, posi
     """By the loop of kvpress' pipeline."""
     if not question:
         told = _text(pipe, [first])
-        done = new == 1 or first == pipe.model.generation_config.eos_token_id
+        done = new == 1 or first in _ends(pipe)
         return told if done else told + _alone(pipe, cache, [first], first, position, new - 1)
     if len(set(lengths(cache))) > 1:
         *some, last = question

@@ -34,11 +34,10 @@ class Asking:
         self._known = {name: card["parameters"]["properties"] for name, card in cards.items()}
         tasks, count = self._settings["tasks"], self._settings["items"]
         self._bar.reset(total=len(tasks) * count)
-        world = items.world()
         with self._bar:
             for task in tasks:
-                length, seed = self._settings["length"], self._settings["seed"]
-                waiting = items.drawn(world, task, "completion", length, count, seed)
+                length, seed, form = self._settings["length"], self._settings["seed"], self._settings["forms"][task]
+                waiting = items.drawn(items.haystack(task), task, form, length, count, seed)
                 async with asyncio.TaskGroup() as group:
                     for _ in range(AT_ONCE):
                         group.create_task(self._some(waiting))
@@ -81,7 +80,7 @@ class Asking:
         """What kvpress says, likewise."""
         runs, act = self._runs(sized, protocol), acted(sized, protocol)
         asked = [(theirs, keep, sized.item.number) for theirs, _, keep in runs]
-        said = await self._partner.ask("answers", ids=sized.prompt, act=act, new=len(sized.answer), runs=asked)
+        said = await self._partner.ask("answers", ids=sized.prompt, act=act, new=sized.room, runs=asked)
         return [
             [_name(theirs), budget, text, _right(text, sized), abs(left - keep) <= 1]
             for (theirs, budget, keep), (text, left) in zip(runs, said, strict=True)
@@ -101,7 +100,7 @@ class Asking:
         if protocol != "after":
             return []
         asked = [(theirs, keep, sized.item.number) for theirs, _, keep in runs]
-        said = await self._partner.ask("whole", ids=sized.prompt, act=act, new=len(sized.answer), runs=asked)
+        said = await self._partner.ask("whole", ids=sized.prompt, act=act, new=sized.room, runs=asked)
         return [[_name(theirs), budget, text] for (theirs, budget, _), text in zip(runs, said, strict=True)]
 
     def _runs(self, sized: Sized, protocol: str) -> list[tuple[Settings | None, float, int]]:
@@ -126,7 +125,7 @@ def stayed(share: float, budget: float, sized: Sized, protocol: str) -> bool:
     """
     act = acted(sized, protocol)
     gone, prompt = act - kept(budget, act), len(sized.prompt)
-    return any(abs((1 - share) * seen - gone) <= 1 for seen in range(prompt, prompt + len(sized.answer) + 1))
+    return any(abs((1 - share) * seen - gone) <= 1 for seen in range(prompt, prompt + sized.room + 1))
 
 
 def _unlike(runs: Sequence[tuple[Settings, float]]) -> list[tuple[Settings, float]]:

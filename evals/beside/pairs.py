@@ -99,6 +99,26 @@ PAIRS: Sequence[Pair] = (
         "ExpectedAttentionPress",
         "kvserve keeps the newest 32 tokens whatever their scores, kvpress only 4 sinks",
     ),
+    Pair(
+        NEAR,
+        {"name": "lagkv", "sinks": 4},
+        {"press": "LagKVPress"},
+        "tokens of like rank in their partitions tie: kvserve keeps the newer one, kvpress any; kvserve also keeps the "
+        "newest 32",
+    ),
+    Pair(
+        NEAR,
+        {"name": "chunkkv", "of": {"name": "snapkv", **SNAPKV}, "chunk": 20, "heads": False},
+        {"press": "ChunkKVPress", "of": {"press": "SnapKVPress", "window_size": WINDOW}, "chunk_length": 20},
+        "kvpress keeps whole chunks only, at most as many tokens as the budget has; kvserve fills it up, and keeps the "
+        "window whatever its chunks' ranks",
+    ),
+    Pair(
+        NEAR,
+        {"name": "criticalkv", "of": {"name": "snapkv", **SNAPKV}},
+        {"press": "CriticalKVPress", "of": {"press": "SnapKVPress", "window_size": WINDOW}},
+        "in kvpress the window counts for the half that goes by attention alone, in kvserve it is beside both halves",
+    ),
     Pair(SAME, {"name": "h2o", "recent_share": 0.0}, {"press": "Summed", "recent": 1}),
     Pair(
         NEAR,

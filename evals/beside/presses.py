@@ -44,8 +44,10 @@ def eager(theirs: dict[str, Any]) -> bool:
 
 
 def press(theirs: dict[str, Any], keep: int, held: int) -> BasePress:
-    """A press that keeps this many of the tokens held, mean over the layers."""
+    """A press that keeps this many of the tokens held, mean over the layers; `of` are the settings of a wrapped one."""
     fields = dict(theirs)
+    if "of" in fields:
+        return _named(fields.pop("press"))(press=press(fields.pop("of"), keep, held), **fields)
     made, sinks, recent = _named(fields.pop("press")), fields.pop("sinks", 0), fields.pop("recent", 0)
     pyramid = issubclass(made, PyramidKVPress)
     if fields.get("beta") == "matched":

@@ -4,15 +4,19 @@ import asyncio
 
 import pytest
 
+from evals import items
 from evals.beside import asking
 from evals.beside.asking import CHOSEN, OURS, THEIRS, WHOLE, Asking, stayed
 from evals.beside.journal import SidesJournal
 from evals.endpoint import Said, Sized
+from evals.essays import Essays
 from kvserve.policy.registry import installed
+from models.tasks import prose
 
 SETTINGS = {
     "items": 2,
     "tasks": ["niah", "vt"],
+    "forms": {"niah": "completion", "vt": "completion"},
     "protocols": ["after", "inside"],
     "length": 300,
     "budgets": [0.5, 0.25, 0.125],
@@ -25,14 +29,15 @@ class FakeServer:
     """kvserve's side: always right, and keeps what it was told to."""
 
     def __init__(self):
-        self.asked = []
+        self.asked, self.sized_items = [], []
 
     async def policies(self):
         return {name: {"parameters": policy.model_json_schema()} for name, policy in installed().items()}
 
     async def sized(self, item):
         prompt = list(range(310))
-        return Sized(item, prompt, [1] * 5, 300)
+        self.sized_items.append(Sized(item, prompt, [1] * 5, 300))
+        return self.sized_items[-1]
 
     async def answer(self, sized, policy):
         self.asked.append(policy)
@@ -91,9 +96,21 @@ def test_what_is_there_is_not_asked_again(asked):
 
 def test_stayed(monkeypatch):
     """300 tokens read, 310 in the prompt, 5 in the answer: a budget of 75 forgets 225, whenever the answer ends."""
-    sized = Sized(None, [0] * 310, [1] * 5, 300)
+    item = items.draw(items.world(), "niah", "completion", 300, 0)
+    sized = Sized(item, [0] * 310, [1] * 5, 300)
     monkeypatch.setattr(asking, "acted", lambda *_: 300)
     assert all(stayed(1 - 225 / seen, 0.25, sized, "after") for seen in (311, 314, 315))
     assert not stayed(1 - 220 / 314, 0.25, sized, "after")
     assert not stayed(1.0, 0.25, sized, "after")
     assert stayed(1.0, 1.0, sized, "after")
+
+
+def test_a_chat_with_a_real_text(tmp_path, monkeypatch):
+    """RULER's tasks are chats among essays, and both sides may say as much as the endpoint gives room for."""
+    monkeypatch.setattr(items, "haystack", lambda _: Essays(prose.sentences(held_out=True)))
+    settings = {**SETTINGS, "tasks": ["niah_single"], "forms": {"niah_single": "chat"}}
+    server, worker, ledger = FakeServer(), FakeWorker(), SidesJournal(tmp_path / "run.jsonl", settings)
+    asyncio.run(Asking(settings, server, worker, ledger).run())
+    assert {sized.item.form for sized in server.sized_items} == {"chat"}
+    assert {what["new"] for do, what in worker.asked if do == "answers"} == {sized.room for sized in server.sized_items}
+    assert all(right == 1 for *_, right, _ in ledger.entries["niah_single", "inside", 0, OURS])

@@ -10,7 +10,15 @@ from evals.beside.markdown import markdown, verdict
 from evals.beside.pairs import PAIRS, cells, key
 from evals.beside.report import report, speeds
 
-SETTINGS = {"items": 100, "tasks": ["niah"], "protocols": ["after"], "length": 512, "budgets": [0.25], "seed": 0}
+SETTINGS = {
+    "model": "mini",
+    "items": 100,
+    "tasks": ["niah"],
+    "protocols": ["after"],
+    "length": 512,
+    "budgets": [0.25],
+    "seed": 0,
+}
 PARTNER = {"kvpress": "0", "transformers": "5", "torch": "2", "threads": 1}
 ABOUT = {
     "commit": "abc",
