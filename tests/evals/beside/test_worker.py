@@ -65,7 +65,7 @@ def test_one_reading_serves_every_press_as_the_pipeline_does(world):
     answers, whole = asyncio.run(ask(PYTHON, ("answers", what), ("whole", what)))
     assert answers[0] == [item.answer, act]
     for run, (text, left), piped in zip(runs, answers, whole, strict=True):
-        assert abs(left - run[1]) <= 1
+        assert abs(left - run[1]) <= (run[0] or {}).get("chunk_length", 1)  # kvpress keeps whole chunks only
         if run[0] and run[0].get("beta") == "matched":
             assert piped.startswith("RuntimeError")  # layers of unlike length, and one mask for all
         else:
