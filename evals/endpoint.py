@@ -80,7 +80,7 @@ class Endpoint:
     async def sized(self, item: Item) -> Sized:
         """An item with its tokens. The context's are those that it and the whole prompt begin with alike."""
         if item.form == "chat":
-            whole = await self._tokens(messages=item.messages, **_continued(item))
+            whole = await self._tokens(messages=item.messages, **continued(item))
             before = await self._tokens(
                 messages=[{"role": "user", "content": item.context}], add_generation_prompt=False
             )
@@ -95,7 +95,7 @@ class Endpoint:
         """Greedy, as many tokens as there is room for. Raises Refused."""
         item = sized.item
         common: dict[str, Any] = {"model": self.model, "temperature": 0}
-        common["extra_body"] = {**self._extra(policy), **(_continued(item) if item.form == "chat" else {})}
+        common["extra_body"] = {**self._extra(policy), **(continued(item) if item.form == "chat" else {})}
         try:
             if item.form == "chat":
                 chat: Any = await self._client.chat.completions.create(
@@ -134,7 +134,7 @@ class Endpoint:
         return list(found["tokens"])  # type: ignore[index]
 
 
-def _continued(item: Item) -> dict[str, bool]:
+def continued(item: Item) -> dict[str, bool]:
     """How a chat whose answer is begun is told to vLLM."""
     return {"add_generation_prompt": False, "continue_final_message": True} if item.lead else {}
 

@@ -86,5 +86,8 @@ def draw(world: Haystack, task: str, form: str, length: int, number: int, seed: 
     return Item(task, form, length, number, told.context, gap + turn.chat_ask, turn.chat_reply, turn.lead)
 
 
-def drawn(world: Haystack, task: str, form: str, length: int, count: int, seed: int = 0) -> Iterator[Item]:
-    return (draw(world, task, form, length, number, seed) for number in range(count))
+def drawn(
+    world: Haystack, task: str, form: str, length: int, count: int, seed: int = 0, first: int = 0
+) -> Iterator[Item]:
+    """So many items, from the number `first` on."""
+    return (draw(world, task, form, length, number, seed) for number in range(first, first + count))

@@ -1,0 +1,79 @@
+"""All requests of a turn at once, streamed."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from statistics import fmean, median
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+from openai import AsyncOpenAI
+
+from evals.endpoint import continued
+from evals.items import Item
+from evals.scorers import score
+
+
+class Answer(NamedTuple):
+    """One request's: seconds from when it was sent; kept: share of its cache, 1 if it was not compressed."""
+
+    text: str
+    tokens: int
+    first: float
+    whole: float
+    kept: float
+
+
+class Outcome(NamedTuple):
+    """A turn under one policy."""
+
+    answers: Sequence[Answer]
+    rights: Sequence[float]
+    seconds: float  # from the first request to the last token
+
+    @property
+    def tokens_per_s(self) -> float:
+        return sum(answer.tokens for answer in self.answers) / self.seconds
+
+    def quantities(self) -> dict[str, float]:
+        firsts = [answer.first for answer in self.answers]
+        return {
+            "right": fmean(self.rights),
+            "kept": fmean(answer.kept for answer in self.answers),
+            "tokens_per_s": self.tokens_per_s,
+            "right_per_min": 60 * sum(self.rights) / self.seconds,
+            "ttft_p50_s": median(firsts),
+            "ttft_p99_s": float(np.percentile(firsts, 99)),
+            "whole_p50_s": median(answer.whole for answer in self.answers),
+        }
+
+
+async def asked(url: str, items: Sequence[Item], policy: str, tokens: int) -> Outcome:
+    """Send all items at once and read the answers to their end, so many tokens each."""
+    async with AsyncOpenAI(base_url=f"{url}/v1", api_key="-", timeout=3600, max_retries=0) as client:
+        model = (await client.models.list()).data[0].id
+        salt = f"{policy} {time.time_ns()}"  # no prompt is found in the prefix cache
+        start = time.perf_counter()
+        answers = await asyncio.gather(*(_answer(client, model, item, policy, tokens, salt) for item in items))
+        seconds = time.perf_counter() - start
+    rights = [score(item.task, answer.text, item.answer) for item, answer in zip(items, answers, strict=True)]
+    return Outcome(answers, rights, seconds)
+
+
+async def _answer(client: AsyncOpenAI, model: str, item: Item, policy: str, tokens: int, salt: str) -> Answer:
+    start, first, text, usage = time.perf_counter(), None, "", cast("Any", None)
+    extra = {"kv_policy": policy, "cache_salt": salt, "ignore_eos": True, **continued(item)}
+    stream: Any = await client.chat.completions.create(
+        model=model, messages=cast("Any", item.messages), max_completion_tokens=tokens, temperature=0, stream=True,
+        stream_options={"include_usage": True}, extra_body=extra,
+    )  # fmt: skip
+    async for chunk in stream:
+        usage = chunk.usage or usage
+        said = chunk.choices[0].delta.content if chunk.choices else None
+        if said:
+            first = first or time.perf_counter() - start
+            text += said
+    whole = time.perf_counter() - start
+    cache = (usage.model_extra or {}).get("kv_cache")
+    kept = cache["resident_bytes"] / max(1, cache["full_bytes"]) if cache else 1.0
+    return Answer(text, usage.completion_tokens, first or whole, whole, kept)
