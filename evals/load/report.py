@@ -28,6 +28,7 @@ class LoadReport(report.Report):
             f"{super().heading()}\n\n{sizes.model} in {sizes.dtype}: {sizes.requests} requests at once, each one "
             f"needle in essays of about {sizes.length} tokens and {sizes.answer} tokens of answer, in a pool that "
             f"holds {sizes.fits} of them uncompressed; {sizes.turns} turns with other items. Server and client share "
-            "the machine. `full` runs first and last in each turn, `: full` is relative to the mean of the two. Medians "
-            "over turns (quartiles). **right answers/min** is the goodput of this load: what is wrong does not count."
+            "the machine. `full` runs first and last in each turn, `: full` is relative to the mean of the two. "
+            "Medians over turns (quartiles). **right answers/min** is the goodput of this load: what is wrong does not "
+            "count."
         )
