@@ -28,7 +28,6 @@ class Start:
     decode_context: int = 1  # workers among which context parallelism splits a sequence
     prefill_context: int = 1
     pipeline: int = 1
-    v2: bool = False  # the V2 model runner; known in the engine only
     launched: bool = False  # from outside, each worker with a scheduler of its own
     ubatching: bool = False
     pooling: bool = False
@@ -68,7 +67,6 @@ UNIFIED = (
 CONNECTORS = f"KV connectors other than {' and '.join(connectors.SERVED)}: the reasons are in a table of their own"
 MIXED_STAGES = "pipeline parallelism of a model that has layers without full attention: not tested"
 LAUNCHED = "pipeline parallelism with external_launcher (torchrun): its stages do not hear each other's outputs"
-STAGES_ON_V2 = "pipeline parallelism on the V2 model runner: not tested; start with VLLM_USE_V2_MODEL_RUNNER=0"
 TABLE: dict[str, Callable[[Start], bool]] = {
     f"speculative decoding by other methods than {', '.join(DRAFTING)}: not tested": (
         lambda s: bool(s.drafting) and s.drafting not in DRAFTING
@@ -78,7 +76,6 @@ TABLE: dict[str, Callable[[Start], bool]] = {
     "decode context parallelism: a token's slot depends on its position": lambda s: s.decode_context > 1,
     "prefill context parallelism: a token's slot depends on its position": lambda s: s.prefill_context > 1,
     MIXED_STAGES: lambda s: s.pipeline > 1 and s.mixed,
-    STAGES_ON_V2: lambda s: s.pipeline > 1 and s.v2,
     LAUNCHED: lambda s: s.pipeline > 1 and s.launched,
     "dual-batch overlap: it splits attention metadata before lengths are replaced": lambda s: s.ubatching,
     "pooling models: there is no decoding to compress for": lambda s: s.pooling,
@@ -150,7 +147,6 @@ def started(vllm_config: Any) -> Start:
         decode_context=parallel.decode_context_parallel_size,
         prefill_context=getattr(parallel, "prefill_context_parallel_size", 1),
         pipeline=parallel.pipeline_parallel_size,
-        v2=bool(getattr(vllm_config, "use_v2_model_runner", False)),
         launched=getattr(parallel, "distributed_executor_backend", None) == "external_launcher",
         ubatching=bool(getattr(parallel, "use_ubatching", False)),
         pooling=model.runner_type == "pooling",

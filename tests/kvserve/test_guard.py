@@ -90,10 +90,6 @@ def config(**changes):
             },
             "pipeline parallelism with external_launcher",
         ),
-        (
-            {"parallel_config__pipeline_parallel_size": 2, "use_v2_model_runner": True},
-            "pipeline parallelism on the V2 model runner",
-        ),
         ({"model_config__use_mla": True}, "MLA"),
         ({"cache_config__cache_dtype": "nvfp4"}, "nvfp4"),
         ({"model_config__hf_config": SimpleNamespace(use_summary_attention=True)}, "kvserve convert-summary"),
