@@ -115,7 +115,8 @@ class SpeedReport(report.Report):
         return (
             f"(h) Steps of {s.width} requests that decode, on random weights so small that Python is what costs: 4 "
             f"layers of one KV head, float32, prompts of {s.width_prompt} to {s.width_prompt + s.width_slack - 1} "
-            f"tokens. Compressed ones keep {s.width_prompt} (`streaming`; `snapkv` where they read queries; slack {s.width_slack}), so that "
+            f"tokens. Compressed ones keep {s.width_prompt} (`streaming`; `snapkv` where they read queries; slack "
+            f"{s.width_slack}), so that "
             f"{s.width / s.width_slack:g} of all are compacted in a step. Ratio to stock vLLM: of the mean step of "
             f"turns of {s.width_block}, paired, compactions included; one group of layers unless said otherwise."
         )
