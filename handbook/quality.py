@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 from evals.markdown import MARKS
 
 RESULTS = Path(__file__).parents[1] / "results"
-FILES = ("quality.json", "quality-smollm2.json")
-"""A model each."""
+FILES = ("quality.json", "quality-after.json", "quality-settings.json", "quality-smollm2.json")
 
 
 class Kind(NamedTuple):
@@ -20,6 +19,7 @@ class Kind(NamedTuple):
     form: str
     length: int
     protocol: str
+    settings: str  # what is not a default of the policy's
 
 
 def quality(name: str) -> str:
@@ -27,26 +27,32 @@ def quality(name: str) -> str:
     rows: dict[Kind, dict[float, dict[str, Any]]] = {}
     for record in _results():
         for cell in record["cells"]:
-            if cell["policy"] == name and "score" in cell:
-                kind = Kind(record["settings"]["model"], *(cell[field] for field in Kind._fields[1:]))
-                rows.setdefault(kind, {})[cell["budget"]] = cell
+            policy, _, settings = cell["policy"].partition(" ")
+            if policy == name and "score" in cell:
+                about = (cell[field] for field in ("task", "form", "length", "protocol"))
+                rows.setdefault(Kind(record["settings"]["model"], *about, settings), {})[cell["budget"]] = cell
     if not rows:
         return "Quality was not measured on a real model yet; `kvserve eval MODEL` does it."
     budgets = sorted({budget for cells in rows.values() for budget in cells}, key=lambda b: (b > 1, -b))
     lines = [["model, task, tokens, protocol", *(f"{b:g}" if b > 1 else f"{100 * b:g} %" for b in budgets)]]
     lines += [["---", *("---:" for _ in budgets)]]
-    lines += [
-        [f"{kind.model}, {kind.task}, {kind.length}, `{kind.protocol}`", *(_cell(cells.get(b)) for b in budgets)]
-        for kind, cells in rows.items()
-    ]
+    lines += [[_label(kind), *(_cell(cells.get(b)) for b in budgets)] for kind, cells in rows.items()]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"{verdict(rows)}\n\n{_SETTING}\n\n{table}"
+    usual = {kind: cells for kind, cells in rows.items() if not kind.settings}
+    return f"{verdict(usual)}\n\n{_SETTING}\n\n{table}"
+
+
+def _label(kind: Kind) -> str:
+    settings = f", with {kind.settings}" if kind.settings else ""
+    return f"{kind.model}, {kind.task}, {kind.length}, `{kind.protocol}`{settings}"
 
 
 _SETTING = (
-    "Quality: right answers in %, default parameters, by budget; `≈`: not told apart from `random` at the same budget, "
-    "`▼`: worse than it. Intervals, numbers of items and the other policies: [Qwen](../../results/quality.md), "
-    "[SmolLM2](../../results/quality-smollm2.md); what the protocols are: [evaluation](../evaluation.md)."
+    "Quality: right answers in %, default parameters unless said otherwise, by budget; `≈`: not told apart from "
+    "`random` at the same budget, `▼`: worse than it. Intervals, numbers of items and the other policies: Qwen "
+    "[with the question in sight](../../results/quality.md), [with it later](../../results/quality-after.md), and in "
+    "[other settings](../../results/quality-settings.md); [SmolLM2](../../results/quality-smollm2.md); what the "
+    "protocols are: [evaluation](../evaluation.md)."
 )
 
 

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tqdm import tqdm
+
 from evals.items import drawn, haystack
 from evals.load.asking import Outcome, asked
 from evals.load.report import LoadReport
@@ -81,7 +83,8 @@ async def run(settings: LoadSettings, url: str, found: Repetitions) -> None:
     """All turns. Raises openai.BadRequestError for a policy that the server refuses."""
     for turn in range(settings.turns):
         order = settings.policies[:: 1 if turn % 2 == 0 else -1]
-        runs = [(policy, await _turn(settings, url, policy, turn)) for policy in (FULL, *order, FULL)]
+        waiting = tqdm((FULL, *order, FULL), f"turn {turn + 1}", unit="policy")
+        runs = [(policy, await _turn(settings, url, policy, turn)) for policy in waiting]
         reference = (runs[0][1].tokens_per_s + runs[-1][1].tokens_per_s) / 2
         for policy, outcome in runs:
             found.add("load", policy, **outcome.quantities(), of_full=outcome.tokens_per_s / reference)

@@ -130,4 +130,8 @@ def test_quality_is_that_of_the_last_run(monkeypatch):
     assert "| model, task, tokens, protocol | 50 % | 25 % | 64 |" in said
     assert "| m, niah, 512, `inside` | 32.5 | 14.0 ▼ | 90.0 ≈ |" in said
     assert said.startswith("**No better than `random` in any of the 2 cells")
+    better = {**cells[0], "policy": "h2o recent_share=0.0", "against_random": {"verdict": "better"}}
+    record["cells"] = [*cells, better]
+    assert "| m, niah, 512, `inside`, with recent_share=0.0 | 32.5 |  |  |" in quality("h2o")
+    assert quality("h2o").startswith("**No better than `random` in any of the 2 cells")  # by default
     assert "kvserve eval MODEL" in quality("knorm")
