@@ -29,8 +29,9 @@ def quality(name: str) -> str:
         for cell in record["cells"]:
             policy, _, settings = cell["policy"].partition(" ")
             if policy == name and "score" in cell:
-                about = (cell[field] for field in ("task", "form", "length", "protocol"))
-                rows.setdefault(Kind(record["settings"]["model"], *about, settings), {})[cell["budget"]] = cell
+                about = {field: cell[field] for field in ("task", "form", "length", "protocol")}
+                kind = Kind(model=record["settings"]["model"], settings=settings, **about)
+                rows.setdefault(kind, {})[cell["budget"]] = cell
     if not rows:
         return "Quality was not measured on a real model yet; `kvserve eval MODEL` does it."
     budgets = sorted({budget for cells in rows.values() for budget in cells}, key=lambda b: (b > 1, -b))
