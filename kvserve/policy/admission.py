@@ -64,6 +64,12 @@ def fitting(policy: Policy, prompt: int, generate: int | None, facts: Facts) -> 
     ensures unless --kv-resident-tokens lowered it. Raises PolicyError if not even one token fits, or if the prompt has
     no token at which the policy is to act.
     """
+    if isinstance(policy.at, str):
+        raise PolicyError(
+            f"kv_policy.at is {policy.at!r}, which only a chat has that a chat template writes (/v1/chat/completions, "
+            f"/batch too, /v1/responses, /v1/messages); allowed here: a token position, 1 to {prompt}",
+            param="kv_policy.at",
+        )
     if policy.at is not None and policy.at > prompt:
         raise PolicyError(
             f"kv_policy.at is {policy.at}, but the prompt has {prompt} tokens; allowed: 1 to {prompt}",

@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from kvserve.policy.errors import PolicyError
 from kvserve.policy.types import Facts, Moment
@@ -13,6 +13,8 @@ from kvserve.policy.view import LayerView
 MOST = 2**31 - 1
 """Tokens that a budget may be: more than any model reads, and small enough for every wire that the number goes over."""
 NEVER = MOST
+Place = Literal["last_message", "system"]
+"""Places of a chat that a server finds the token positions of."""
 EVERYTHING = MOST
 """What `shares` says of a layer that is left as it is."""
 
@@ -37,11 +39,11 @@ class Budgeted(BaseModel):
         description="Compact once when the prompt is complete, or also between its chunks, which needs "
         "less memory but depends on chunk boundaries. A prompt larger than the pool is always chunked",
     )
-    at: int | None = Field(
+    at: Annotated[int, Field(ge=1)] | Place | None = Field(
         None,
-        ge=1,
         description="Compact the prompt once this many of its tokens have been read, before the next one is; the rest "
-        "is read as if it had been generated. Null: once all of it has been read",
+        "is read as if it had been generated. In a chat also 'last_message' (all that stands before it) or 'system' "
+        "(system message and tools). Null: once all of it has been read",
     )
     decode: bool = Field(True, description="Compact while generating too; if false, generated tokens stay")
     slack: int = Field(
@@ -51,6 +53,17 @@ class Budgeted(BaseModel):
         description="While generating, compact at logical lengths that are multiples of this; the cache "
         "grows by at most this much over the budget in between",
     )
+
+    @field_validator("at", mode="before")
+    @classmethod
+    def _known_place(cls, at: Any) -> Any:
+        if isinstance(at, str) and not at.isdecimal() and at not in get_args(Place):
+            raise PolicyError(
+                f"kv_policy.at is {at!r}; allowed: a token position (1 or more) or, in a chat, "
+                + " or ".join(repr(place) for place in get_args(Place)),
+                param="kv_policy.at",
+            )
+        return at
 
     @model_validator(mode="after")
     def _budget_in_range(self) -> Self:
@@ -80,7 +93,7 @@ class Budgeted(BaseModel):
 
     def prompt_of(self, tokens: int) -> int:
         """How many of a prompt's tokens count as prompt: those up to `at`."""
-        return tokens if self.at is None else min(self.at, tokens)
+        return min(self.at, tokens) if isinstance(self.at, int) else tokens
 
     def target(self, logical: int, prompt: int = 0) -> int:
         """Tokens kept per layer (mean over layers) when `logical` have been seen; fractions round up.

@@ -12,6 +12,10 @@ SIGNATURES: dict[str, dict[str, str]] = {
         "on_new_request": "self request",
         "update_state_after_alloc": "self request blocks num_external_tokens",
     },
+    "vllm.renderers.online_renderer.OnlineRenderer": {
+        "preprocess_chat": "self request messages default_template default_template_content_format "
+        "default_template_kwargs tool_dicts parser skip_mm_cache",
+    },
     "vllm.v1.attention.backend.AttentionBackend": {
         "get_builder_cls": "",
         "get_impl_cls": "",

@@ -24,6 +24,7 @@ from server.http.bodies import (
 )
 from server.http.errors import refused_in_messages
 from server.http.generate import serve
+from server.http.marks import read_marks
 
 
 @with_cancellation
@@ -57,7 +58,8 @@ async def create_responses(request: KVResponsesRequest, raw_request: Request) ->
 @with_cancellation
 @load_aware_call
 async def create_messages(request: KVMessagesRequest, raw_request: Request) -> Response:
-    """vLLM's Anthropic messages, with `kv_policy`."""
+    """vLLM's Anthropic messages, with `kv_policy`; `cache_control` says where to compress."""
+    await read_marks(request, raw_request)
     return await serve(unwrap(messages.create_messages), request, raw_request, refused_in_messages)
 
 

@@ -10,6 +10,7 @@ from kvserve.startup.options import KVOptions, switched_on
 from server.announcement import announce
 from server.canary.adapters import Adapters
 from server.canary.canary import Canary
+from server.http import places
 from server.http import stream_start as opening
 from server.http.choice import Choice
 from server.http.ledger import Ledger
@@ -45,6 +46,7 @@ class Service:
             service.ledger.watch(engine_client.output_processor)
             _trace(engine_client.output_processor, service.ledger)
             opening.watch(engine_client.output_processor)
+            places.watch(state.online_renderer, board.reject)
             _observe(board)
             _guard(service.ledger)
             if options.canary:

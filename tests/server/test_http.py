@@ -9,7 +9,7 @@ import httpx
 import openai
 import pytest
 
-from tests.server.running import FIELDS, MODEL, ServerUnderTest, serving, wait_for
+from tests.server.running import FIELDS, KEY, MODEL, ServerUnderTest, serving, wait_for
 
 pytest.importorskip("vllm")
 
@@ -349,3 +349,48 @@ def test_four_policies_at_once(server: ServerUnderTest) -> None:
         assert policy is not None
         outcome = _compressed(answer.usage, policy.partition(":")[0])
         assert outcome["resident_bytes"] / outcome["full_bytes"] < 0.5
+
+
+# -- where a chat is compressed -----------------------------------------------------------------------
+
+CHAT: Any = [
+    {"role": "system", "content": "you read the log . " * 20},
+    {"role": "user", "content": TEXT},
+    {"role": "user", "content": "which animal sat ?"},
+]
+AT: dict[str, Any] = {"name": "keydiff", "budget": 64, "decode": False}
+AUTHORIZED = {"Authorization": f"Bearer {KEY}"}
+
+
+def _evicted(usage: Any) -> float:
+    evicted: float = usage["kv_cache"]["evicted_tokens"]
+    return evicted
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "responses", "messages"])
+def test_at_the_last_message(server: ServerUnderTest, path: str) -> None:
+    """The budget of 64 is what stays of all that stands before the question, and not of the question."""
+
+    def usage(policy: Any, **more: Any) -> Any:
+        size = {"responses": "max_output_tokens"}.get(path, "max_tokens")
+        chat = {"input" if path == "responses" else "messages": CHAT}
+        body = {"model": MODEL, **chat, size: 4, "kv_policy": policy, "temperature": 0, **more}
+        answer = httpx.post(f"{server.url}/v1/{path}", json=body, headers=AUTHORIZED, timeout=60)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["usage"]
+
+    whole, last = usage(AT), usage({**AT, "at": "last_message"})
+    head = usage({**AT, "at": "system"})
+    assert 0 < _evicted(head) < _evicted(last) < _evicted(whole)
+    if path == "messages":
+        block = {"type": "text", "text": TEXT, "cache_control": {"type": "ephemeral"}}
+        question = {"type": "text", "text": CHAT[-1]["content"]}
+        marked = usage(AT, messages=[{"role": "user", "content": [block, question]}])
+        assert 0 < _evicted(marked) < _evicted(usage(AT, messages=[{"role": "user", "content": [question, block]}]))
+
+
+def test_words_need_a_chat(server: ServerUnderTest) -> None:
+    with pytest.raises(openai.BadRequestError, match=r"kv_policy.at is 'system', which only a chat has .* 1 to 40"):
+        server.complete(_tokens(40), {**AT, "at": "system"})
+    with pytest.raises(openai.BadRequestError, match=r"kv_policy.at is 'end'; allowed: a token position .* 'system'"):
+        server.complete(_tokens(40), {**AT, "at": "end"})
