@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from evals.markdown import MARKS
 
 RESULTS = Path(__file__).parents[1] / "results"
-FILES = ("quality.json", "quality-after.json", "quality-settings.json", "quality-smollm2.json")
+FILES = ("quality.json", "quality-half.json", "quality-after.json", "quality-settings.json", "quality-smollm2.json")
 
 
 class Kind(NamedTuple):
@@ -50,10 +50,10 @@ def _label(kind: Kind) -> str:
 
 _SETTING = (
     "Quality: right answers in %, default parameters unless said otherwise, by budget; `≈`: not told apart from "
-    "`random` at the same budget, `▼`: worse than it. Intervals, numbers of items and the other policies: Qwen "
-    "[with the question in sight](../../results/quality.md), [with it later](../../results/quality-after.md), and in "
-    "[other settings](../../results/quality-settings.md); [SmolLM2](../../results/quality-smollm2.md); what the "
-    "protocols are: [evaluation](../evaluation.md)."
+    "`random` at the same budget, `▼`: worse than it. Intervals, numbers of items and the other policies: Qwen with "
+    "the question in sight [at a quarter](../../results/quality.md) and [at a half](../../results/quality-half.md), "
+    "[with it later](../../results/quality-after.md), and in [other settings](../../results/quality-settings.md); "
+    "[SmolLM2](../../results/quality-smollm2.md); what the protocols are: [evaluation](../evaluation.md)."
 )
 
 
