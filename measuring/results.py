@@ -6,7 +6,7 @@ from typing import Any
 
 DIGITS = 6
 """Significant digits of a number that was measured: more than any table shows, fewer than it wobbles by."""
-WIDTH = 500
+WIDTH = 700
 """Characters that a line may have: a row of a table is one line, and so are its values."""
 
 
