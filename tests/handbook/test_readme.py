@@ -9,7 +9,7 @@ import policies
 from kvserve.policy.registry import installed
 
 FOLDER = Path(policies.__file__).parent
-README = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
+README = (FOLDER.parent / "README.md").read_text(encoding="utf-8").partition("## Policies")[2].partition("\n## ")[0]
 FILES = {"elastic-cache": ("elastic_cache", "fixed_point"), "scissorhands": ("scissorhands", "scissorhands_variants")}
 
 
