@@ -41,10 +41,10 @@ CASES: dict[str, Any] = {
 
 
 def heading(chosen: Any) -> str:
+    compiled = "compiled" if chosen.compile else "not compiled"
     return (
         f"(b) {chosen.requests} requests of {chosen.prompt} tokens, random weights in the shape of {chosen.shape}, "
-        f"bfloat16, {chosen.backend}, "
-        f"{'compiled' if chosen.compile else 'not compiled'}, CUDA graphs of decode steps. Mean decode step of {PAIRS} turns of "
+        f"bfloat16, {chosen.backend}, {compiled}, CUDA graphs of decode steps. Mean decode step of {PAIRS} turns of "
         f"{STEPS}, median of the turns; ratio to stock, paired. Prompts: seconds until all are read and compacted, "
         f"and {WARM} steps; compaction: of all requests, seconds in the worker."
     )
