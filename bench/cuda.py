@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def checked(chosen: argparse.Namespace) -> dict[str, Any]:
     """Three engines answer the same requests, each in a process of its own."""
-    with ProcessPoolExecutor(3, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(3, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         asked = {
             case: pool.submit(cuda_checks.answered, case, chosen.backend, chosen.dtype) for case in cuda_checks.CASES
         }
