@@ -17,7 +17,7 @@ HEADING = (
 )
 
 
-class Answer(NamedTuple):
+class GpuAnswer(NamedTuple):
     tokens: list[int]
     logprobs: list[float]
     record: dict[str, Any]  # usage.kv_cache
@@ -29,9 +29,9 @@ class Answer(NamedTuple):
 class Found(NamedTuple):
     """What one engine answered: no policy and every policy, alone and as one batch."""
 
-    alone: dict[str, Answer]
-    batch: dict[str, Answer]
-    plain: list[Answer]  # a batch without policies
+    alone: dict[str, GpuAnswer]
+    batch: dict[str, GpuAnswer]
+    plain: list[GpuAnswer]  # a batch without policies
     refused: dict[str, str]
 
 
@@ -65,7 +65,7 @@ def answered(case: str, backend: str, dtype: str) -> Found:
         engine.stop()
 
 
-def ask(engine: Any, policies: list[Any]) -> list[Answer]:
+def ask(engine: Any, policies: list[Any]) -> list[GpuAnswer]:
     """One greedy batch with an empty prefix cache, each request with a prompt of its own."""
     from vllm import SamplingParams
 
@@ -84,7 +84,7 @@ def ask(engine: Any, policies: list[Any]) -> list[Answer]:
     return [_answer(output, kept, *counted) for output in outputs]
 
 
-def _answer(output: Any, kept: list[Any], replayed: int, decoded: int) -> Answer:
+def _answer(output: Any, kept: list[Any], replayed: int, decoded: int) -> GpuAnswer:
     only = output.outputs[0]
     tokens = list(only.token_ids)
     said = [step[token].logprob for step, token in zip(only.logprobs, tokens, strict=True)]
@@ -92,7 +92,7 @@ def _answer(output: Any, kept: list[Any], replayed: int, decoded: int) -> Answer
     if only.finish_reason == "error":
         record = {"error": str(only.stop_reason)}
     mine = [each[1:] for each in kept if each[0].startswith(output.request_id)]
-    return Answer(tokens, said, record, mine, replayed, decoded)
+    return GpuAnswer(tokens, said, record, mine, replayed, decoded)
 
 
 def selections(engine: Any) -> list[Any]:

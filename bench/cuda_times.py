@@ -17,7 +17,7 @@ STEPS, PAIRS, WARM = 16, 10, 8
 """Decode steps of a turn, turns of each engine, and steps before the first one."""
 
 
-class Shape(NamedTuple):
+class GpuShape(NamedTuple):
     """Of a model with random weights."""
 
     layers: int
@@ -28,7 +28,7 @@ class Shape(NamedTuple):
     inner: int
 
 
-SHAPES = {"0.5B": Shape(24, 2, 896, 64, 7, 4864), "3B": Shape(36, 2, 2048, 128, 8, 11008)}
+SHAPES = {"0.5B": GpuShape(24, 2, 896, 64, 7, 4864), "3B": GpuShape(36, 2, 2048, 128, 8, 11008)}
 """Those of Qwen2.5, with a vocabulary of 2,048 and normalised keys."""
 
 CASES: dict[str, Any] = {
@@ -80,7 +80,14 @@ def settings(chosen: Any) -> dict[str, Any]:
 
 
 def _serve(
-    pipe: Connection, kv: bool, policy: Any, model: Path, shape: Shape, more: dict[str, Any], requests: int, prompt: int
+    pipe: Connection,
+    kv: bool,
+    policy: Any,
+    model: Path,
+    shape: GpuShape,
+    more: dict[str, Any],
+    requests: int,
+    prompt: int,
 ) -> None:
     """Child: ("begin", seed) starts the requests afresh, ("turn", n) gives the mean of n steps, None ends."""
     if not kv:

@@ -14,8 +14,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from evals.items import drawn, haystack
-from evals.load.asking import Outcome, asked
-from evals.load.report import LoadReport
+from evals.load.asking import LoadTurn, asked
+from evals.load.report import AccuracyAndSpeed
 from evals.server import BLOCK, serving
 from measuring.command import INTERRUPTED, at_least, measured
 from measuring.machine import about
@@ -90,7 +90,7 @@ async def run(settings: LoadSettings, url: str, found: Repetitions) -> None:
             found.add("load", policy, **outcome.quantities(), of_full=outcome.tokens_per_s / reference)
 
 
-async def _turn(settings: LoadSettings, url: str, policy: str, turn: int) -> Outcome:
+async def _turn(settings: LoadSettings, url: str, policy: str, turn: int) -> LoadTurn:
     first = FIRST + turn * settings.requests
     items = list(drawn(haystack(TASK), TASK, FORM, settings.length, settings.requests, first=first))
     return await asked(url, items, policy, settings.answer)
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 measured, 1 no server or no model, 2 wrong usage, 130 interrupted."""
     settings, out = chosen(argv)
     found = Repetitions()
-    report = LoadReport(found, replace(settings, model=Path(settings.model).name), about(), out)
+    report = AccuracyAndSpeed(found, replace(settings, model=Path(settings.model).name), about(), out)
     flags = [settings.model, "--dtype", settings.dtype, "--num-gpu-blocks-override", str(settings.blocks)]
     flags += ["--max-model-len", str(settings.longest)]
 

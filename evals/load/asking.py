@@ -14,7 +14,7 @@ from evals.items import Item
 from evals.scorers import score
 
 
-class Answer(NamedTuple):
+class TimedAnswer(NamedTuple):
     """One request's: seconds from when it was sent; kept: share of its cache, 1 if it was not compressed."""
 
     text: str
@@ -24,10 +24,10 @@ class Answer(NamedTuple):
     kept: float
 
 
-class Outcome(NamedTuple):
+class LoadTurn(NamedTuple):
     """A turn under one policy."""
 
-    answers: Sequence[Answer]
+    answers: Sequence[TimedAnswer]
     rights: Sequence[float]
     seconds: float  # from the first request to the last token
 
@@ -48,7 +48,7 @@ class Outcome(NamedTuple):
         }
 
 
-async def asked(url: str, items: Sequence[Item], policy: str, tokens: int) -> Outcome:
+async def asked(url: str, items: Sequence[Item], policy: str, tokens: int) -> LoadTurn:
     """Send all items at once and read the answers to their end, so many tokens each."""
     async with AsyncOpenAI(base_url=f"{url}/v1", api_key="-", timeout=3600, max_retries=0) as client:
         model = (await client.models.list()).data[0].id
@@ -57,10 +57,10 @@ async def asked(url: str, items: Sequence[Item], policy: str, tokens: int) -> Ou
         answers = await asyncio.gather(*(_answer(client, model, item, policy, tokens, salt) for item in items))
         seconds = time.perf_counter() - start
     rights = [score(item.task, answer.text, item.answer) for item, answer in zip(items, answers, strict=True)]
-    return Outcome(answers, rights, seconds)
+    return LoadTurn(answers, rights, seconds)
 
 
-async def _answer(client: AsyncOpenAI, model: str, item: Item, policy: str, tokens: int, salt: str) -> Answer:
+async def _answer(client: AsyncOpenAI, model: str, item: Item, policy: str, tokens: int, salt: str) -> TimedAnswer:
     start, first, text, usage = time.perf_counter(), None, "", cast("Any", None)
     extra = {"kv_policy": policy, "cache_salt": salt, "ignore_eos": True, **continued(item)}
     stream: Any = await client.chat.completions.create(
@@ -76,4 +76,4 @@ async def _answer(client: AsyncOpenAI, model: str, item: Item, policy: str, toke
     whole = time.perf_counter() - start
     cache = (usage.model_extra or {}).get("kv_cache")
     kept = cache["resident_bytes"] / max(1, cache["full_bytes"]) if cache else 1.0
-    return Answer(text, usage.completion_tokens, first or whole, whole, kept)
+    return TimedAnswer(text, usage.completion_tokens, first or whole, whole, kept)

@@ -17,7 +17,7 @@ COLUMNS = {
 """Quantity -> heading, factor, digits."""
 
 
-class LoadReport(report.Report):
+class AccuracyAndSpeed(report.Report):
     columns = COLUMNS
     spread = ("tokens_per_s", "of_full", "right_per_min")
     sizes: Any

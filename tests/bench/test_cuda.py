@@ -1,14 +1,14 @@
 """What `python -m bench.cuda` makes of answers; the answers themselves need a GPU."""
 
 from bench import cuda
-from bench.cuda_checks import EAGER, GRAPHS, STOCK, Answer, Found, compared
+from bench.cuda_checks import EAGER, GRAPHS, STOCK, Found, GpuAnswer, compared
 
-FULL = Answer([1, 2], [-0.5, -0.25], {}, [])
+FULL = GpuAnswer([1, 2], [-0.5, -0.25], {}, [])
 RECORD = {"kept_tokens": 8.0, "logical_tokens": 32, "resident_bytes": 1, "full_bytes": 4, "compactions": 1}
-KEPT = Answer([3, 4], [-1.0, -1.0], RECORD, [(0, 32, [[0, 31]])], 1, 1)
+KEPT = GpuAnswer([3, 4], [-1.0, -1.0], RECORD, [(0, 32, [[0, 31]])], 1, 1)
 
 
-def found(policy: Answer = KEPT, plain: Answer = FULL) -> Found:
+def found(policy: GpuAnswer = KEPT, plain: GpuAnswer = FULL) -> Found:
     named = {"none": FULL, "snapkv": policy}
     return Found(named, named, [plain], {"kvzip": "no tokenizer"})
 

@@ -8,8 +8,8 @@ from evals import items
 from evals.essays import Essays
 from evals.items import drawn
 from evals.load import __main__ as load
-from evals.load.asking import Answer, Outcome
-from evals.load.report import LoadReport
+from evals.load.asking import LoadTurn, TimedAnswer
+from evals.load.report import AccuracyAndSpeed
 from measuring.repetitions import Repetitions
 from models.tasks import prose
 
@@ -48,8 +48,8 @@ def test_the_pool_holds_so_many():
 
 
 def test_an_outcome():
-    answers = [Answer("7", 10, 1.0, 2.0, 0.25), Answer("8", 10, 3.0, 4.0, 0.75)]
-    found = Outcome(answers, [1.0, 0.0], 4.0).quantities()
+    answers = [TimedAnswer("7", 10, 1.0, 2.0, 0.25), TimedAnswer("8", 10, 3.0, 4.0, 0.75)]
+    found = LoadTurn(answers, [1.0, 0.0], 4.0).quantities()
     assert found["tokens_per_s"] == 5 and found["right"] == 0.5 and found["right_per_min"] == 15
     assert found["ttft_p50_s"] == 2 and found["ttft_p99_s"] == pytest.approx(2.98) and found["kept"] == 0.5
 
@@ -59,7 +59,7 @@ def test_full_is_first_and_last_and_turns_have_other_items(texts, monkeypatch, t
 
     async def fake(url, some, policy, tokens):
         asked.append((policy, some[0].number))
-        return Outcome([Answer("", 16, 1.0, 2.0, 1.0)], [1.0], 2.0 if policy == "full" else 1.0)
+        return LoadTurn([TimedAnswer("", 16, 1.0, 2.0, 1.0)], [1.0], 2.0 if policy == "full" else 1.0)
 
     monkeypatch.setattr(load, "asked", fake)
     settings, _ = load.chosen(["mini", "--policies", "a", "b", "--turns", "2", "--requests", "2", "--length", "256"])
@@ -69,7 +69,7 @@ def test_full_is_first_and_last_and_turns_have_other_items(texts, monkeypatch, t
     assert order == ["full", "a", "b", "full", "full", "b", "a", "full"]
     assert [number for _, number in asked] == [load.FIRST] * 4 + [load.FIRST + 2] * 4
     assert found.raw("load", "a", "of_full") == [2.0, 2.0] and found.raw("load", "full", "of_full") == [1.0] * 4
-    text = LoadReport(found, settings, ABOUT, tmp_path / "load.json").text()
+    text = AccuracyAndSpeed(found, settings, ABOUT, tmp_path / "load.json").text()
     assert "| load | a | 100.0 | 100 | 16.0 (16.0-16.0) | 2.00 (2.00-2.00) |" in text
 
 
