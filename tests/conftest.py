@@ -25,11 +25,11 @@ loadtests/test_plots.py loadtests/test_report.py loadtests/test_sizes.py loadtes
 loadtests/test_cpu_time.py
 models/test_fetch.py models/test_mini_network.py models/test_mini_tasks.py models/test_mini_tokenizer.py
 deploy/test_kubernetes.py deploy/test_rules.py
-server/test_choice.py server/test_chosen_model.py server/test_cli.py server/test_usage.py
+server/test_choice.py server/test_chosen_model.py server/test_usage.py
 """.split()
 """What `make quick` runs, below this folder: it imports no vLLM and starts no Python, so no engine and no server."""
 NOT_QUICK = """
-bench/test_kernels.py evals/test_measuring.py evals/beside/test_worker.py evals/distance/test_asking.py
+bench/test_kernels.py measuring/test_server.py evals/test_measuring.py evals/beside/test_worker.py evals/distance/test_asking.py
 policies/test_ksa.py
 """.split()
 
