@@ -29,8 +29,8 @@ server/test_choice.py server/test_chosen_model.py server/test_usage.py
 """.split()
 """What `make quick` runs, below this folder: it imports no vLLM and starts no Python, so no engine and no server."""
 NOT_QUICK = """
-bench/test_kernels.py measuring/test_server.py evals/test_measuring.py evals/beside/test_worker.py evals/distance/test_asking.py
-policies/test_ksa.py
+bench/test_kernels.py measuring/test_server.py evals/test_measuring.py evals/beside/test_worker.py
+evals/distance/test_asking.py policies/test_ksa.py
 """.split()
 
 SHARED = ("tests/clients/", "tests/deploy/")
