@@ -96,15 +96,11 @@ def _answer(output: Any, kept: list[Any], replayed: int, decoded: int) -> GpuAns
 
 
 def selections(engine: Any) -> list[Any]:
-    compactor = getattr(runner(engine), "kv", None)
+    compactor = getattr(engine.runner, "kv", None)
     if compactor is None:
         return []
     taken, compactor.selections = compactor.selections, []
     return [(each.req_id, each.layer, each.logical, each.positions.tolist()) for each in taken]
-
-
-def runner(engine: Any) -> Any:
-    return engine.engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
 
 
 @contextmanager
@@ -112,7 +108,7 @@ def replays(engine: Any) -> Iterator[list[int]]:
     """Counts [graphs replayed, steps of one token each] while inside."""
     import torch
 
-    counted, inside, replay = [0, 0], runner(engine), torch.cuda.CUDAGraph.replay
+    counted, inside, replay = [0, 0], engine.runner, torch.cuda.CUDAGraph.replay
     execute = inside.execute_model
 
     def replaying(self: Any) -> None:

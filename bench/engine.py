@@ -116,8 +116,12 @@ class BenchEngine:
         return self.engine.engine_core.engine_core.scheduler
 
     @property
+    def runner(self) -> Any:
+        return self.engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+
+    @property
     def compactor(self) -> Any:
-        return self.engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner.kv
+        return self.runner.kv
 
     def forget(self) -> None:
         """Empty the prefix cache."""

@@ -101,9 +101,9 @@ class Endpoint:
                 chat: Any = await self._client.chat.completions.create(
                     messages=cast("Any", item.messages), max_completion_tokens=sized.room, **common
                 )
-                return _said(chat.choices[0].message.content or "", chat.usage)
+                return said(chat.choices[0].message.content or "", chat.usage)
             plain: Any = await self._client.completions.create(prompt=item.prompt, max_tokens=sized.room, **common)
-            return _said(plain.choices[0].text, plain.usage)
+            return said(plain.choices[0].text, plain.usage)
         except BadRequestError as error:
             raise Refused(_why(error)) from None
 
@@ -145,7 +145,7 @@ def _why(error: BadRequestError) -> str:
     return str(body.get("message", error.message))
 
 
-def _said(text: str, usage: Any) -> Said:
+def said(text: str, usage: Any) -> Said:
     kept = (usage.model_extra or {}).get("kv_cache") if usage else None
     if kept is None:
         return Said(text, 1.0, 1.0)

@@ -9,6 +9,7 @@ from evals.intervals import Estimate
 from evals.protocols import PROTOCOLS
 from evals.report import Record
 from evals.scorers import measure
+from measuring.report import rows as markdown_rows
 from server.cli.embedded import SERVED_NAME
 
 Kind = tuple[str, str, int, str]  # task, form, length, protocol
@@ -106,7 +107,7 @@ def _budgets(cells: Sequence[Record]) -> list[float]:
 
 def _lines(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table, figures to the right."""
-    return "\n".join("| " + " | ".join(row) + " |" for row in (heads, ["---", *["---:"] * (len(heads) - 1)], *rows))
+    return markdown_rows([heads, ["---", *["---:"] * (len(heads) - 1)], *rows])
 
 
 def _forced_table(cells: Sequence[Record], name: str, factor: float) -> str:

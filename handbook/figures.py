@@ -5,6 +5,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from measuring.report import rows as markdown_rows
+
 RESULTS = Path(__file__).parents[1] / "results"
 
 COLUMNS = {
@@ -33,7 +35,7 @@ def measured(name: str) -> str:
     lines += [
         [case.partition(":")[2], *(_cell(values, quantity) for quantity in COLUMNS)] for case, values in rows.items()
     ]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    table = markdown_rows(lines)
     return "\n\n".join(
         filter(None, [_setting(record), table, _prefills(_results("gathering").get("parts", {}).get("f", {}), name)])
     )
@@ -66,7 +68,7 @@ def _prefills(cases: dict[str, Any], name: str) -> str:
     models = list(dict.fromkeys(case.partition(": ")[0] for case in cases))
     lines = [["CPU time of a prefill : with `streaming`", *models], ["---", *("---:" for _ in models)]]
     lines += [[f"`{policy}`", *(ratios.get(model, "") for model in models)] for policy, ratios in found.items()]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_rows(lines)
 
 
 @cache

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evals.markdown import MARKS
+from measuring.report import rows as markdown_rows
 
 RESULTS = Path(__file__).parents[1] / "results"
 FILES = ("quality.json", "quality-half.json", "quality-after.json", "quality-settings.json", "quality-smollm2.json")
@@ -38,9 +39,8 @@ def quality(name: str) -> str:
     lines = [["model, task, tokens, protocol", *(f"{b:g}" if b > 1 else f"{100 * b:g} %" for b in budgets)]]
     lines += [["---", *("---:" for _ in budgets)]]
     lines += [[_label(kind), *(_cell(cells.get(b)) for b in budgets)] for kind, cells in rows.items()]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     usual = {kind: cells for kind, cells in rows.items() if not kind.settings}
-    return f"{verdict(usual)}\n\n{_SETTING}\n\n{table}"
+    return f"{verdict(usual)}\n\n{_SETTING}\n\n{markdown_rows(lines)}"
 
 
 def _label(kind: Kind) -> str:

@@ -15,7 +15,7 @@ from evals.beside.partner import ROOT, Gone, pool
 from evals.beside.report import report, speeds
 from evals.beside.speed import Speed
 from evals.endpoint import Endpoint, Refused
-from evals.items import ASKED, form_of
+from evals.items import ASKED
 from evals.server import layers_of, serving
 from measuring.command import at_least, attempted
 from measuring.machine import about
@@ -68,7 +68,6 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
     return {
         **{name: getattr(args, name) for name in named},
         "model": Path(args.model).name,
-        "forms": {task: form_of(task) for task in args.tasks},
         "seed": 0,
         "looked_into": min(LOOKED_INTO, args.items),
     }

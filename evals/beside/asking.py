@@ -36,8 +36,8 @@ class Asking:
         self._bar.reset(total=len(tasks) * count)
         with self._bar:
             for task in tasks:
-                length, seed, form = self._settings["length"], self._settings["seed"], self._settings["forms"][task]
-                waiting = items.drawn(items.haystack(task), task, form, length, count, seed)
+                length, seed = self._settings["length"], self._settings["seed"]
+                waiting = items.drawn(items.haystack(task), task, items.form_of(task), length, count, seed)
                 async with asyncio.TaskGroup() as group:
                     for _ in range(AT_ONCE):
                         group.create_task(self._some(waiting))

@@ -9,6 +9,7 @@ from evals.beside.pairs import KINDS
 from evals.cells import FULL
 from evals.markdown import budget_name, figure
 from evals.scorers import measure
+from measuring.report import rows as markdown_rows
 
 Record = dict[str, Any]
 
@@ -154,8 +155,7 @@ HEADS = "kvserve|kvpress||budget|kvserve, %|kvpress, %|difference|verdict|same t
 
 
 def _table(cells: Sequence[Record]) -> str:
-    rows = [HEADS, ["---"] * 3 + ["---:"] * 4 + ["---"] + ["---:"] * 2, *map(_row, cells)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return markdown_rows([HEADS, ["---"] * 3 + ["---:"] * 4 + ["---"] + ["---:"] * 2, *map(_row, cells)])
 
 
 def _row(cell: Record) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from evals.distance.plan import FULL, KSA, POLICIES, DistanceCell, DistanceLayout, cells
 from evals.intervals import Estimate, estimate, wilson
+from measuring.report import rows as markdown_rows
 
 
 @dataclass
@@ -83,7 +84,7 @@ def _table(found: DistanceAnswers, layout: DistanceLayout, length: int) -> str:
         own = [DistanceCell(policy, length, distance) for distance in distances]
         held = [100 * fmean([fmean(shares[cell]) for cell in own]) for shares in (found.kept, found.bytes)]
         lines.append([policy, *(_figure(found.scores[cell]) for cell in own), *(f"{share:.1f}" for share in held)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_rows(lines)
 
 
 def _summary(found: DistanceAnswers, layout: DistanceLayout, lengths: list[int]) -> str:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from evals.items import drawn, haystack
-from evals.load.asking import LoadTurn, asked
+from evals.items import drawn, form_of, haystack
+from evals.load.asking import asked
 from evals.load.report import AccuracyAndSpeed
 from evals.server import BLOCK, serving
 from measuring.command import INTERRUPTED, at_least, measured
@@ -26,7 +26,7 @@ from models.fetchable import DEFAULT
 from models.wheels import FetchError
 
 FULL = "full"
-TASK, FORM = "niah_single", "chat"
+TASK = "niah_single"
 FIRST = 100_000
 """Number of the first item: none of those by which `kvserve eval` ranks policies."""
 
@@ -83,17 +83,13 @@ async def run(settings: LoadSettings, url: str, found: Repetitions) -> None:
     """All turns. Raises openai.BadRequestError for a policy that the server refuses."""
     for turn in range(settings.turns):
         order = settings.policies[:: 1 if turn % 2 == 0 else -1]
+        first = FIRST + turn * settings.requests
+        items = list(drawn(haystack(TASK), TASK, form_of(TASK), settings.length, settings.requests, first=first))
         waiting = tqdm((FULL, *order, FULL), f"turn {turn + 1}", unit="policy")
-        runs = [(policy, await _turn(settings, url, policy, turn)) for policy in waiting]
+        runs = [(policy, await asked(url, items, policy, settings.answer)) for policy in waiting]
         reference = (runs[0][1].tokens_per_s + runs[-1][1].tokens_per_s) / 2
         for policy, outcome in runs:
             found.add("load", policy, **outcome.quantities(), of_full=outcome.tokens_per_s / reference)
-
-
-async def _turn(settings: LoadSettings, url: str, policy: str, turn: int) -> LoadTurn:
-    first = FIRST + turn * settings.requests
-    items = list(drawn(haystack(TASK), TASK, FORM, settings.length, settings.requests, first=first))
-    return await asked(url, items, policy, settings.answer)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from openai import AsyncOpenAI
 
-from evals.endpoint import continued
+from evals.endpoint import continued, said
 from evals.items import Item
 from evals.scorers import score
 
@@ -69,11 +69,9 @@ async def _answer(client: AsyncOpenAI, model: str, item: Item, policy: str, toke
     )  # fmt: skip
     async for chunk in stream:
         usage = chunk.usage or usage
-        said = chunk.choices[0].delta.content if chunk.choices else None
-        if said:
+        piece = chunk.choices[0].delta.content if chunk.choices else None
+        if piece:
             first = first or time.perf_counter() - start
-            text += said
+            text += piece
     whole = time.perf_counter() - start
-    cache = (usage.model_extra or {}).get("kv_cache")
-    kept = cache["resident_bytes"] / max(1, cache["full_bytes"]) if cache else 1.0
-    return TimedAnswer(text, usage.completion_tokens, first or whole, whole, kept)
+    return TimedAnswer(text, usage.completion_tokens, first or whole, whole, said(text, usage).bytes)

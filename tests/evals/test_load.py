@@ -4,14 +4,11 @@ import asyncio
 
 import pytest
 
-from evals import items
-from evals.essays import Essays
 from evals.items import drawn
 from evals.load import __main__ as load
 from evals.load.asking import LoadTurn, TimedAnswer
 from evals.load.report import AccuracyAndSpeed
 from measuring.repetitions import Repetitions
-from models.tasks import prose
 
 ABOUT = {
     "commit": "abc", "date": "today", "machine": {"cpu": "a processor", "cores": 2, "threads": 1},
@@ -20,11 +17,9 @@ ABOUT = {
 
 
 @pytest.fixture
-def texts(monkeypatch):
-    made = Essays(prose.sentences(held_out=True))
-    monkeypatch.setattr(items, "haystack", lambda _: made)
-    monkeypatch.setattr(load, "haystack", lambda _: made)
-    return made
+def told(texts, monkeypatch):
+    """What needles are hidden in."""
+    monkeypatch.setattr(load, "haystack", lambda _: texts)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +49,7 @@ def test_an_outcome():
     assert found["ttft_p50_s"] == 2 and found["ttft_p99_s"] == pytest.approx(2.98) and found["kept"] == 0.5
 
 
-def test_full_is_first_and_last_and_turns_have_other_items(texts, monkeypatch, tmp_path):
+def test_full_is_first_and_last_and_turns_have_other_items(told, monkeypatch, tmp_path):
     asked = []
 
     async def fake(url, some, policy, tokens):
@@ -79,7 +74,7 @@ def test_items_are_none_of_those_that_rank_policies(texts):
 
 
 @pytest.mark.slow
-def test_a_server_is_asked(texts, tmp_path, capsys):
+def test_a_server_is_asked(told, tmp_path, capsys):
     """The mini model, which cannot find these needles: what is measured is that requests come and go."""
     out = tmp_path / "load.json"
     argv = [

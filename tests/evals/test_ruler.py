@@ -6,20 +6,13 @@ import pytest
 
 from evals import essays
 from evals.cells import Section
-from evals.essays import Essays, sentences
+from evals.essays import sentences
 from evals.items import ASKED, draw
 from evals.ruler import RULER, SEPARATOR, WORDINGS, wording_of
 from evals.scorers import measure, score
-from models.tasks import prose
 from models.wheels import FetchError
 
 LOOKED_UP = [task for task in RULER if task != "essay"]
-
-
-@pytest.fixture(scope="module")
-def texts():
-    """Prose that is at hand, in place of the essays, which have to be fetched."""
-    return Essays(prose.sentences(held_out=True))
 
 
 def reader(task, item):

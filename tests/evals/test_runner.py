@@ -8,10 +8,8 @@ import pytest
 from evals import items
 from evals.cells import Contestant, Section
 from evals.endpoint import Refused, Said, Sized
-from evals.essays import Essays
 from evals.journal import EvalJournal
 from evals.runner import Runner
-from models.tasks import prose
 
 SECTION = Section(("niah_single",), (256,), ("inside",), (0.5, 0.25), forms=("chat",))
 CARD = {"supported": True, "parameters": {"properties": {"budget": {}}}}
@@ -35,9 +33,9 @@ class Answering:
 
 
 @pytest.fixture
-def run(monkeypatch, tmp_path):
+def run(texts, monkeypatch, tmp_path):
     """Runs `full` and `streaming` on 10 items; returns the journal."""
-    monkeypatch.setattr(items, "haystack", lambda _: Essays(prose.sentences(held_out=True)))
+    monkeypatch.setattr(items, "haystack", lambda _: texts)
 
     def run(endpoint, least=0.9):
         book = EvalJournal(tmp_path / "run.jsonl", {}, {})

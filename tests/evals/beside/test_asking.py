@@ -9,14 +9,11 @@ from evals.beside import asking
 from evals.beside.asking import CHOSEN, OURS, THEIRS, WHOLE, Asking, stayed
 from evals.beside.journal import SidesJournal
 from evals.endpoint import Said, Sized
-from evals.essays import Essays
 from kvserve.policy.registry import installed
-from models.tasks import prose
 
 SETTINGS = {
     "items": 2,
     "tasks": ["niah", "vt"],
-    "forms": {"niah": "completion", "vt": "completion"},
     "protocols": ["after", "inside"],
     "length": 300,
     "budgets": [0.5, 0.25, 0.125],
@@ -105,10 +102,10 @@ def test_stayed(monkeypatch):
     assert stayed(1.0, 1.0, sized, "after")
 
 
-def test_a_chat_with_a_real_text(tmp_path, monkeypatch):
+def test_a_chat_with_a_real_text(texts, tmp_path, monkeypatch):
     """RULER's tasks are chats among essays, and both sides may say as much as the endpoint gives room for."""
-    monkeypatch.setattr(items, "haystack", lambda _: Essays(prose.sentences(held_out=True)))
-    settings = {**SETTINGS, "tasks": ["niah_single"], "forms": {"niah_single": "chat"}}
+    monkeypatch.setattr(items, "haystack", lambda _: texts)
+    settings = {**SETTINGS, "tasks": ["niah_single"]}
     server, worker, ledger = FakeServer(), FakeWorker(), SidesJournal(tmp_path / "run.jsonl", settings)
     asyncio.run(Asking(settings, server, worker, ledger).run())
     assert {sized.item.form for sized in server.sized_items} == {"chat"}
