@@ -49,6 +49,8 @@ class PolicyTotals:
     blocks_freed: int = 0
     pressure_compactions: int = 0
     errors: int = 0
+    prefix_hits: int = 0  # requests that started from a shared compressed prefix
+    prefix_tokens: int = 0  # logical tokens that they did not have to read
     seconds: Histogram = field(default_factory=lambda: Histogram.over(SECONDS))
     kept: Histogram = field(default_factory=lambda: Histogram.over(SHARES))
 
@@ -66,6 +68,20 @@ class Running(TypedDict):
     full_bytes: int
 
 
+class SharedPrefix(TypedDict):
+    """One compressed prefix that later requests can start from. Tokens are per layer (mean)."""
+
+    id: str
+    policy: str
+    budget: int | float | None
+    logical_tokens: int
+    kept_tokens: float
+    bytes: int
+    hits: int
+    age_seconds: float
+    idle_seconds: float  # since it was made, or last taken
+
+
 @dataclass
 class EngineTotals:
     """All that one engine reports."""
@@ -78,6 +94,8 @@ class EngineTotals:
     running: list[Running] = field(default_factory=list)  # the first SHOWN of them
     requests_running: int = 0
     requests_waiting: int = 0
+    prefix_bytes: int = 0  # of shared compressed prefixes; blocks that running requests use too are counted here as well
+    prefixes: list[SharedPrefix] = field(default_factory=list)  # the first SHOWN, last used first
 
     def of(self, policy: str) -> PolicyTotals:
         return self.policies.setdefault(policy, PolicyTotals())
@@ -108,6 +126,7 @@ class Outcome:
     full_bytes: int
     draft_tokens: int | None = None  # of speculative decoding; None: the server does without
     accepted_tokens: int | None = None  # of those
+    shared_tokens: int | None = None  # taken from a shared compressed prefix, logical; None: it did not ask to share
     granularity: Literal["group"] | None = None  # "group": layers that share block tables got the mean of their budgets
 
     def record(self) -> dict[str, Any]:
