@@ -1,4 +1,4 @@
-"""What travels between the processes of a server: seven channels, each a place in one of vLLM's own messages.
+"""What travels between the processes of a server: eight channels, each a place in one of vLLM's own messages.
 
 Packed and unpacked here and nowhere else. docs/life-of-a-request.md has a table of them.
 """
@@ -85,7 +85,35 @@ def plans_of(output: Any) -> list[Plan]:
     return found
 
 
-# -- 3. feedback: worker -> scheduler, on the ModelRunnerOutput of a step ---------------------------------
+# -- 3. news of shared compressed prefixes: scheduler -> workers, there too --------------------------------
+
+
+@dataclass
+class PrefixNews:
+    """What a step does to compressed prefixes, by their ids."""
+
+    made: dict[str, str] = field(default_factory=dict)  # by request: what its plans of this step leave
+    taken: dict[str, str] = field(default_factory=dict)  # by request that begins with this step: what it starts from
+    dropped: list[str] = field(default_factory=list)  # before this step
+
+    def __bool__(self) -> bool:
+        return bool(self.made or self.taken or self.dropped)
+
+
+def with_prefixes(output: Any, news: PrefixNews) -> Any:
+    """vLLM's SchedulerOutput carrying them."""
+    output.kv_prefixes = news
+    return output
+
+
+def prefixes_of(output: Any) -> PrefixNews:
+    return getattr(output, "kv_prefixes", _NO_NEWS)
+
+
+_NO_NEWS = PrefixNews()
+
+
+# -- 4. feedback: worker -> scheduler, on the ModelRunnerOutput of a step ---------------------------------
 
 
 @dataclass
@@ -132,7 +160,7 @@ def feedback_of(output: Any) -> Feedback | None:
     return getattr(output, "kv_feedback", None)
 
 
-# -- 4. outcomes and faults: scheduler -> API process, in the KV connector's place of an EngineCoreOutput ----
+# -- 5. outcomes and faults: scheduler -> API process, in the KV connector's place of an EngineCoreOutput ----
 
 RECORD = "kvserve"
 
@@ -158,7 +186,7 @@ def take_record(output: Any) -> dict[str, Any] | None:
     return record
 
 
-# -- 5. totals: scheduler -> API process, as the name of a counter in SchedulerStats ------------------------
+# -- 6. totals: scheduler -> API process, as the name of a counter in SchedulerStats ------------------------
 
 MARK = "kvserve:"
 
@@ -178,7 +206,7 @@ def take_totals(stats: Any) -> dict[str, Any] | None:
     return None
 
 
-# -- 6. facts: engine -> API process at the start, as one more field of EngineCoreReadyResponse --------------
+# -- 7. facts: engine -> API process at the start, as one more field of EngineCoreReadyResponse --------------
 
 
 class _Ready(msgspec.Struct):
@@ -196,7 +224,7 @@ def facts_in(payload: bytes) -> Facts | None:
     return msgspec.msgpack.decode(payload, type=_Ready).kv_facts if payload else None
 
 
-# -- 7. feedback of earlier stages: worker -> worker of the next pipeline stage, with the step's hidden states ----
+# -- 8. feedback of earlier stages: worker -> worker of the next pipeline stage, with the step's hidden states ----
 
 EARLIER = "kvserve"
 

@@ -59,6 +59,7 @@ class KSA(Policy):
     )
     when: Literal["always"] = Field("always", description="Always: what a token sees must not depend on load")
     decode: Literal[True] = Field(True, description="Always: generated text is summarised like any other")
+    share: Literal[False] = Field(False, description="Never: summaries that are not in the cache yet are not kept")  # type: ignore[assignment]
     slack: None = Field(None, description="Not a choice: a chunk is replaced when it leaves the window")  # type: ignore[assignment]
 
     _summaries: Summaries | None = PrivateAttr(None)

@@ -1,6 +1,8 @@
 """The books of the scheduler: who holds how much, what it would hold uncompressed, what was freed."""
 
+import time
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from vllm.utils.math_utils import cdiv
@@ -8,12 +10,13 @@ from vllm.v1.request import Request
 
 from kvserve.channels import Feedback, Plan
 from kvserve.engine.blocks import CompressibleManager
+from kvserve.engine.prefixes import Prefix
 from kvserve.engine.rounds import Round
 from kvserve.engine.spec import is_compressible, note
 from kvserve.engine.tracked import Tracked
 from kvserve.policy import request as wire
 from kvserve.startup.facts import keep, made_of
-from kvserve.stats import SECONDS, SHARES, SHOWN, EngineTotals, Outcome, PolicyTotals, Running, short_id
+from kvserve.stats import SECONDS, SHARES, SHOWN, EngineTotals, Outcome, PolicyTotals, Running, SharedPrefix, short_id
 
 FULL = "full"
 SNAPSHOT_SECONDS = 0.25
@@ -96,6 +99,17 @@ class Accounts:
         totals.evicted += sum((p.held - p.keep) * sizes[p.group] for p in plans) / sum(self.bundles)
         self._changed = True
 
+    def started(self, known: Tracked, prefix: Prefix) -> None:
+        """A request does not have to read a compressed prefix; after a preemption it is not counted again."""
+        prefix.used = time.monotonic()
+        if known.shared_tokens:
+            return
+        prefix.hits += 1
+        totals = self.totals.of(known.policy.name)
+        totals.prefix_hits += 1
+        totals.prefix_tokens += prefix.logical
+        self._changed = True
+
     def relieved(self, tracked: Tracked) -> None:
         """A compaction that only the pressure on the pool made due."""
         self.totals.of(tracked.policy.name).pressure_compactions += 1
@@ -140,6 +154,7 @@ class Accounts:
             full_bytes=full,
             draft_tokens=tracked.drafted if tracked.drafts else None,
             accepted_tokens=tracked.accepted if tracked.drafts else None,
+            shared_tokens=tracked.shared_tokens if tracked.policy.share else None,
             granularity="group" if tracked.policy.bundled(self.facts) else None,
         )
 
@@ -186,6 +201,8 @@ class Accounts:
             "running": [self._shown(*pair) for pair in zip(running[:SHOWN], held, strict=False)],
             "requests_running": len(running),
             "requests_waiting": waiting,
+            "prefix_bytes": sum(self._bytes_of(each) for each in self._scheduler.kv_prefixes),
+            "prefixes": [self._shown_prefix(each, now) for each in islice(self._scheduler.kv_prefixes, SHOWN)],
         }
         if not self._changed and state.items() <= vars(self.totals).items():
             return None
@@ -202,6 +219,24 @@ class Accounts:
             return running, waiting
         users = [request for request in running if request.request_id not in replays]
         return users, waiting - (len(replays) - (len(running) - len(users)))
+
+    def _bytes_of(self, prefix: Prefix) -> int:
+        return sum(len(blocks) * self._block_bytes[group] for group, blocks in prefix.blocks.items())
+
+    def _shown_prefix(self, prefix: Prefix, now: float) -> SharedPrefix:
+        """One line of the list of compressed prefixes."""
+        lost = [prefix.offsets.get(g, 0) * n for g, n in zip(self.managers, self.bundles, strict=True)]
+        return SharedPrefix(
+            id=prefix.id,
+            policy=prefix.policy.name,
+            budget=wire.shown_budget(prefix.policy),
+            logical_tokens=prefix.logical,
+            kept_tokens=prefix.logical - sum(lost) / sum(self.bundles),
+            bytes=self._bytes_of(prefix),
+            hits=prefix.hits,
+            age_seconds=round(now - prefix.made, 1),
+            idle_seconds=round(now - prefix.used, 1),
+        )
 
     def _shown(self, request: Request, held: tuple[int, int]) -> Running:
         """One line of the list of running requests; `held` as by `held_bytes`."""

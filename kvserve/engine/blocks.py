@@ -1,6 +1,6 @@
 """Block accounting of one layer group: which blocks a request holds, and how many tokens it lost."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any, NamedTuple
 
 from vllm.utils.math_utils import cdiv
@@ -41,22 +41,36 @@ class CompressibleManager(FullAttentionManager):
         num_tokens: int,
         new_computed_blocks: Sequence[KVCacheBlock],
         total_computed_tokens: int,
+        num_local_computed_tokens: int,
         *args: Any,
         apply_admission_cap: bool = False,
         **kwargs: Any,
     ) -> int:
-        num_tokens -= self.offset.get(request_id, 0)
+        offset = self.offset.get(request_id, 0)
+        num_tokens -= offset
         if apply_admission_cap:
             num_tokens = min(num_tokens, self.peak.get(request_id, num_tokens))
         return super().get_num_blocks_to_allocate(
             request_id,
             num_tokens,
             new_computed_blocks,
-            total_computed_tokens,
+            total_computed_tokens - offset,
+            num_local_computed_tokens - offset,
             *args,
             apply_admission_cap=apply_admission_cap,
             **kwargs,
         )
+
+    def add_local_computed_blocks(
+        self,
+        request_id: str,
+        new_computed_blocks: Sequence[KVCacheBlock],
+        num_local_computed_tokens: int,
+        num_external_computed_tokens: int,
+    ) -> None:
+        """Blocks of a cached prefix; of a compressed one if the request has an offset already."""
+        held = num_local_computed_tokens - self.offset.get(request_id, 0)
+        super().add_local_computed_blocks(request_id, new_computed_blocks, held, num_external_computed_tokens)
 
     def allocate_new_blocks(self, request_id: str, num_tokens: int, num_tokens_main_model: int) -> list[KVCacheBlock]:
         offset = self.offset.get(request_id, 0)
@@ -102,14 +116,23 @@ class CompressibleManager(FullAttentionManager):
         self.block_pool.evict_blocks({b.block_id for b in hashed})
         return private + hashed
 
+    def copied(self, source: KVCacheBlock, copy: KVCacheBlock) -> KVCacheBlock:
+        """`copy`, which vLLM fills before the coming step; it lets go of both when the step is on its way."""
+        source.ref_cnt += 1
+        self._pending_cow_copies.append((source, copy))
+        return copy
+
     # -- it ends -------------------------------------------------------------------------------------
 
     def pop_blocks_for_free(self, request_id: str) -> list[KVCacheBlock]:
         self.offset.pop(request_id, None)
         return super().pop_blocks_for_free(request_id)
 
-    def check_integrity(self) -> None:
-        """Raise AssertionError if offsets, blocks and reference counts do not fit together."""
+    def check_integrity(self, held: Container[KVCacheBlock] = ()) -> None:
+        """Raise AssertionError if offsets, blocks and reference counts do not fit together.
+
+        held: blocks that shared compressed prefixes are found by.
+        """
         for request_id in self.offset:
             assert request_id in self.req_to_blocks, f"offset without blocks: {request_id}"
         for request_id, blocks in self.req_to_blocks.items():
@@ -117,7 +140,7 @@ class CompressibleManager(FullAttentionManager):
             assert len(set(ids)) == len(ids), f"{request_id} holds a block twice: {ids}"
             assert all(b.ref_cnt >= 1 for b in blocks), f"{request_id} holds a free block: {ids}"
             if request_id in self.offset:
-                shared = [b.block_id for b in blocks if b.ref_cnt > 1 or b.block_hash is not None]
+                shared = [b.block_id for b in blocks if b.block_hash is not None and b not in held]
                 assert not shared, f"{request_id} is compacted but others can read {shared}"
 
 

@@ -15,6 +15,7 @@ from kvserve.cache.records import NO_DRAFTS, Drafts, LayerMemory, Locate, Locati
 from kvserve.channels import Feedback, Plan
 from kvserve.evidence.agreement import Agreement, Apart
 from kvserve.evidence.gather import Gatherer
+from kvserve.evidence.held import HeldRecords
 from kvserve.evidence.observer import Layer, Observer, Upcoming
 from kvserve.evidence.probe import Probe
 from kvserve.evidence.queries import QueryRings
@@ -67,6 +68,7 @@ class Compactor:
         self.active: list[Observer] = []  # those that see the layers of the running step
         self._resting = False  # whether observers know that the running step has nothing for them
         self.requests: dict[str, Record] = {}
+        self.held = HeldRecords()  # of shared compressed prefixes
         self.changed = True  # whether requests have come, gone or shrunk since the runner last looked
         self._idle: bool | None = None  # None: to be found out
         self.feedback = Feedback()
@@ -111,6 +113,17 @@ class Compactor:
         record = self.requests[req_id] = self.requests[req_id].restarted()
         if not record.failed:
             self._observe(record, first)
+
+    def keep(self, prefix_id: str, req_id: str, logical: int) -> None:
+        """What a request has just been compacted to is a prefix that others may start from."""
+        if not self.requests[req_id].failed:
+            self.held.keep(prefix_id, self.requests[req_id], logical)
+
+    def start_from(self, prefix_id: str, req_id: str) -> None:
+        """A request that has just begun starts from a compressed prefix."""
+        if (record := self.requests.get(req_id)) is not None and not record.failed:
+            self._idle = None
+            self._ask(record, "it was starting from a shared prefix", partial(self.held.start, prefix_id, record))
 
     def _observe(self, record: Record, first: int) -> None:
         self._idle = None

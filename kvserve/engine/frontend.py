@@ -10,7 +10,7 @@ from kvserve.channels import Asked
 from kvserve.engine.failure import PolicyFailed
 from kvserve.policy import Facts
 from kvserve.policy import request as wire
-from kvserve.policy.admission import fitting, refuse_pictures, refuse_prompt_logprobs
+from kvserve.policy.admission import fitting, refuse_pictures, refuse_prompt_logprobs, refuse_unplaced
 from kvserve.policy.errors import PolicyError, PolicyFault, blaming
 from kvserve.policy.request import Accepted
 from kvserve.policy.salts import salted
@@ -83,6 +83,7 @@ def _settle(request: Any, chosen: Accepted | None, known: Facts) -> None:
         if request.mm_features:
             refuse_pictures(read, known)
         policy = wire.built(text, known, len(tokens))
+        refuse_unplaced(policy, text_only=request.prompt_token_ids is not None and not request.mm_features)
         if params.prompt_logprobs is not None:
             refuse_prompt_logprobs(policy)
         params.max_tokens = fitting(policy, len(tokens), params.max_tokens, known)

@@ -4,6 +4,7 @@ Without that a request that is computed again would be compacted elsewhere, sinc
 come in other chunks, and would go on differently from what its client has read.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
@@ -13,7 +14,9 @@ class Round:
 
     logical: int  # tokens seen
     keep: dict[int, int]  # by layer group, those that lost something
-    booked: bool = False  # whether it is in the counts: it may have been decided, and undone before it was done
+    booked: bool = field(
+        default=False, compare=False
+    )  # whether it is in the counts: it may have been decided, and undone before it was done
 
 
 @dataclass
@@ -34,6 +37,17 @@ class Rounds:
         """
         self.restarted, self.redo, self._repeated = True, self.decided, 0
         self._undecided = max(self._undecided, undecided)
+
+    def begin_like(self, others: Sequence[Round]) -> bool:
+        """Whether a request that these are the rounds of may start from where others have led."""
+        return not self.made or self.made[: len(others)] == others
+
+    def begin_with(self, others: Sequence[Round]) -> None:
+        """The request starts from where these rounds of another one, or its own, have led."""
+        if not self.made:
+            self.made = [Round(each.logical, dict(each.keep), booked=True) for each in others]
+        self.decided = max(self.decided, others[-1].logical)
+        self._repeated = len(others)
 
     def again(self, logical: int) -> Round | None:
         """The round to do again now, if one is left; each is handed out once."""

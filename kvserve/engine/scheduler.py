@@ -11,12 +11,13 @@ from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
-from kvserve.channels import Asked, Plan, add_totals, feedback_of, with_plans, with_record
+from kvserve.channels import Asked, Plan, PrefixNews, add_totals, feedback_of, with_plans, with_prefixes, with_record
 from kvserve.engine.accounts import Accounts
 from kvserve.engine.blocks import publish_if
 from kvserve.engine.connector import Hidden, hide
 from kvserve.engine.faults import Faults
-from kvserve.engine.planner import PLANNING, Planner, waits
+from kvserve.engine.planner import PLANNING, Compaction, Planner, waits
+from kvserve.engine.prefixes import Prefix, Prefixes
 from kvserve.engine.spare import pass_by
 from kvserve.engine.tracked import Tracked, tracked_of
 from kvserve.policy import request as wire
@@ -43,6 +44,8 @@ class _Compressing:
         if (default := KVOptions.of(self.vllm_config).policy) is not None:  # type: ignore[attr-defined]
             wire.settled(default, self.kv.facts)  # better no server than one that refuses every request
         self.kv_faults = Faults()
+        self.kv_prefixes = Prefixes(self.kv_cache_manager.block_pool, self.kv.managers)  # type: ignore[attr-defined]
+        self.kv_starting: dict[str, Prefix] = {}  # requests that are being let in, and what they would start from
         self.kv_planner = Planner(self.kv, self.max_num_scheduled_tokens, self.kv_faults)  # type: ignore[attr-defined]
 
     # -- a request comes in --------------------------------------------------------------------------
@@ -84,6 +87,8 @@ class _Compressing:
         look_up = partial(super()._get_local_prefix_cache_hit, request)  # type: ignore[misc]
         if (tracked := self.kv_requests.get(request.request_id)) is None:
             return look_up(*given)
+        if (start := self._kv_start(request, tracked)) is not None:
+            return start
         limit = request.num_tokens
         with self.kv_faults.guard(request, "its prompt was being read"):
             limit = tracked.hit_limit(request.num_tokens)
@@ -91,6 +96,55 @@ class _Compressing:
         if not tracked.counted:
             request.skip_reading_prefix_cache = True  # it has read: this keeps it out of vLLM's hit rate
         return found
+
+    # -- a compressed prefix that requests share -----------------------------------------------------
+
+    def _kv_start(self, request: Request, tracked: Tracked) -> Hit | None:
+        """The longest compressed prefix that a request may start from, as a hit in the prefix cache."""
+        found = None
+        with self.kv_faults.guard(request, "its prompt was being read"):
+            found = self.kv_prefixes.longest(request, tracked) if tracked.shares and not tracked.apart else None
+        if found is None:
+            return None
+        self.kv_starting[request.request_id] = found
+        for group, offset in found.offsets.items():
+            self.kv.managers[group].offset[request.request_id] = offset
+        blocks = tuple(found.blocks[group] for group in self.kv.managers)
+        return self.kv_cache_manager.create_kv_cache_blocks(blocks), found.logical, 0, False  # type: ignore[attr-defined]
+
+    def _kv_started(self, output: SchedulerOutput) -> dict[str, str]:
+        """Of the requests that were to start from a prefix in this step, those that do; the others still wait."""
+        starting, self.kv_starting = self.kv_starting, {}
+        taken = {}
+        for req_id, prefix in starting.items():
+            tracked = self.kv_requests[req_id]
+            if req_id in output.num_scheduled_tokens:
+                taken[req_id] = prefix.id
+                self.kv.started(tracked, prefix)
+                tracked.start_from(prefix, self.requests[req_id].num_prompt_tokens)  # type: ignore[attr-defined]
+            else:
+                tracked.apart = not (output.num_scheduled_tokens or self.running)  # type: ignore[attr-defined]
+                for group in prefix.offsets:
+                    del self.kv.managers[group].offset[req_id]
+        return taken
+
+    def _kv_publish(self, made: list[Compaction]) -> dict[str, Prefix]:
+        """By request: the prefixes that compactions of the coming step leave for others."""
+        left = {}
+        for each in made:
+            known, req_id = each.known, each.plans[0].req_id
+            if known.leaves(each.round):
+                known.published = True
+                prefix = self.kv_prefixes.publish(self.requests[req_id], known)  # type: ignore[attr-defined]
+                if prefix is not None:
+                    left[req_id] = prefix
+        return left
+
+    def kv_drop_prefix(self, prefix_id: str) -> bool:
+        """Forget a compressed prefix; whether there was one."""
+        return self.kv_prefixes.drop(prefix_id)
+
+    # -- a step --------------------------------------------------------------------------------------
 
     def _reserve_prefill_lookahead(self, request: Request, num_computed_tokens: int, num_new_tokens: int) -> int:
         """vLLM's last word on how many tokens a step computes of a request."""
@@ -103,24 +157,32 @@ class _Compressing:
             return tracked.chunk(num_computed_tokens, physical, request.num_prompt_tokens, new)
         return new
 
-    # -- a step --------------------------------------------------------------------------------------
-
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         made = self.kv_planner.plans(self.running, self.kv_requests) if self.kv_requests else []  # type: ignore[attr-defined]
         self.kv_faults.end(self)
         if self.kv_hidden is not None:
             self.kv_hidden.plan(plan for each in made for plan in each.plans)
+        left, dropped = self._kv_publish(made), self.kv_prefixes.take_dropped()
         output: SchedulerOutput = super().schedule(*args, **kwargs)  # type: ignore[misc]
         for req_id, drafts in output.scheduled_spec_decode_tokens.items():
             if (tracked := self.kv_requests.get(req_id)) is not None:
                 tracked.in_flight += len(drafts)
-        if not made:
-            return output
+        taken = self._kv_started(output) if self.kv_starting else {}
         alive = [each for each in made if self._kv_alive(each.plans[0])]
         for each in alive:
             self.kv.compacted(*each)
-        with_plans(output, [plan for each in alive for plan in each.plans])
+        if made:
+            with_plans(output, [plan for each in alive for plan in each.plans])
+        if left or taken or dropped:
+            with_prefixes(output, PrefixNews(self._kv_left(left, alive), taken, dropped))
         return output
+
+    def _kv_left(self, left: dict[str, Prefix], alive: list[Compaction]) -> dict[str, str]:
+        """Of the prefixes that were to be left, those whose compactions are done; the others never were."""
+        done = {each.plans[0].req_id for each in alive}
+        for req_id in set(left) - done:
+            self.kv_prefixes.drop(left[req_id].id)
+        return {req_id: prefix.id for req_id, prefix in left.items() if req_id in done}
 
     def _kv_alive(self, plan: Plan) -> bool:
         """Whether the request still holds the plan's blocks: it may have been preempted meanwhile."""
@@ -139,6 +201,7 @@ class _Compressing:
         if (feedback := feedback_of(model_runner_output)) is not None:
             self.kv.measured(feedback, self.kv_requests)
             self.kv_faults.heard(feedback.errors)
+            self.kv_prefixes.drop_made_by(feedback.errors)
         self.kv_faults.end(self)  # what the step made of them does not count
         result = super().update_from_output(scheduler_output, model_runner_output)  # type: ignore[misc]
         if self.kv_reported:
@@ -211,9 +274,11 @@ class _Compressing:
     def check_integrity(self) -> None:
         """Raise AssertionError if requests, managers and pool do not agree; for tests."""
         for manager in self.kv.managers.values():
-            manager.check_integrity()
+            manager.check_integrity(self.kv_prefixes)
             assert set(manager.offset) <= set(self.kv_requests), "offset of a request that is gone"
             assert set(manager.peak) <= set(self.kv_requests), "admission cap of a request that is gone"
+        self.kv_prefixes.check_integrity()
+        assert not self.kv_starting, "request that was let in halfway"
         assert self.kv_reported <= set(self.kv_requests), "reported request that has no policy"
         assert set(self.kv_requests) <= set(self.requests), "tracked request that vLLM does not know"  # type: ignore[attr-defined]
 

@@ -1,17 +1,27 @@
 """What the scheduler remembers of a request with a compressing policy."""
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from functools import lru_cache
+from typing import ClassVar, Protocol
 
 from kvserve.channels import Asked
-from kvserve.engine.rounds import Rounds
+from kvserve.engine.rounds import Round, Rounds
 from kvserve.policy import Facts, Moment, Policy
 from kvserve.policy import request as wire
 from kvserve.policy.admission import whole_prefill
 from kvserve.policy.evidence import whole
 from kvserve.policy.requirements import Asks, foresees
+
+
+class Start(Protocol):
+    """A compressed prefix, as a request that starts from it sees it."""
+
+    logical: int  # tokens that need not be read
+    rounds: list[Round]  # which have compressed them
+    weights: Sequence[float] | None
 
 
 @dataclass
@@ -24,12 +34,16 @@ class Tracked:
     policy: Policy
     asks: Asks
     call: str | None = None  # id under which the API process files the outcome
+    identity: str = ""  # its policy but for `at`: what a compressed prefix that it may start from was made by
     drafts: int = 0  # tokens that a step may try beyond the one that it computes
     whole: bool = True  # compact once when the prompt is complete, not between chunks
     prefilled: bool = False
     asked_from: int = 0  # at lengths below this one no compaction is due
     overdue: bool = False  # a due compaction found no destination blocks: try again at the next step
     weights: Sequence[float] | None = None  # each layer's share of the budget, mean 1, as the worker divided it
+    shared_tokens: int = 0  # that it did not have to read: it started from a shared compressed prefix
+    published: bool = False  # whether its own compressed prefix has been offered
+    apart: bool = False  # whether it is to read its prompt itself: an empty pool has no room for a copy
     compactions: int = 0
     merged: float = 0.0  # tokens per layer (mean) that went into others
     drafted: int = 0  # tokens
@@ -52,6 +66,22 @@ class Tracked:
         """
         least = math.inf if self.asks.gathers else max(self.asks.query_window, 1)
         return int(max(0, self.first_round(tokens) - least))
+
+    @property
+    def shares(self) -> bool:
+        """Whether it may start from a compressed prefix, and leaves one: what is chosen between chunks is load's."""
+        return self.policy.share and self.whole
+
+    def leaves(self, done: Round) -> bool:
+        """Whether a round leaves a compressed prefix for others."""
+        return self.shares and not self.published and not self.overdue and done.logical == self.policy.at
+
+    def start_from(self, start: Start, prompt: int) -> None:
+        """The request, of a prompt of so many tokens, goes on from a compressed prefix."""
+        self.rounds.begin_with(start.rounds)
+        self.prefilled = start.logical >= self.prompt_of(prompt)
+        self.weights = self.weights if self.weights is not None else start.weights
+        self.shared_tokens = start.logical
 
     def prompt_of(self, tokens: int) -> int:
         """How many of a prompt's tokens count as prompt."""
@@ -167,4 +197,13 @@ def tracked_of(asked: Asked, facts: Facts, prompt: int) -> Tracked | None:
     if asked.policy is None:
         return None
     policy = wire.built(asked.policy, facts, prompt)
-    return Tracked(policy, Asks.of(policy), asked.call, facts.drafts) if policy.compresses else None
+    if not policy.compresses:
+        return None
+    identity = _without_place(asked.policy) if policy.share else ""
+    return Tracked(policy, Asks.of(policy), asked.call, identity, facts.drafts)
+
+
+@lru_cache(maxsize=wire.KEPT)
+def _without_place(text: str) -> str:
+    """A policy's canonical string without `at`."""
+    return json.dumps({name: value for name, value in json.loads(text).items() if name != "at"}, sort_keys=True)

@@ -1,6 +1,7 @@
 """What may look at requests while the engine works on them: all evidence is gathered by observers."""
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -62,6 +63,14 @@ class Observer:
 
     def prepare(self, rounds: Sequence[Upcoming]) -> None:
         """Compactions of its requests are about to be done, before the coming step."""
+
+    def hold(self, record: Record, logical: int) -> Any:
+        """What it has noted of a request of which `logical` tokens were read, for others to start from."""
+        return deepcopy(record.observed[self])
+
+    def resume(self, record: Record, held: Any) -> None:
+        """A request that it took starts from there."""
+        record.observed[self] = deepcopy(held)
 
     def show(self, view: LayerView, record: Record, layer: Layer, where: Location) -> None:
         """Add what it knows of a request to what the policy sees of a layer."""

@@ -21,6 +21,12 @@ class _Seat(NamedTuple):
     first: int  # first position computed here: a prefix hit skips queries
 
 
+class _HeldQueries(NamedTuple):
+    first: int  # position of the first one
+    end: int
+    layers: dict[int, Tensor]  # (rows, Hq, D)
+
+
 class QueryRings(Observer):
     """One ring of rows per request and layer; position p lies in row base + p % rows.
 
@@ -106,6 +112,23 @@ class QueryRings(Observer):
             grown[: len(ring)] = ring
         return grown
 
+    # -- a shared prefix -----------------------------------------------------------------------------
+
+    def hold(self, record: Record, logical: int) -> _HeldQueries:
+        seat: _Seat = record.observed[self]
+        start, rows = self._rows_of(seat, logical)
+        return _HeldQueries(start, logical, {index: ring[rows.to(ring.device)] for index, ring in self._rings.items()})
+
+    def resume(self, record: Record, held: _HeldQueries) -> None:
+        seat: _Seat = record.observed[self]
+        record.observed[self] = seat = seat._replace(first=held.first)
+        _, rows = self._rows_of(seat, held.end)
+        for index, queries in held.layers.items():
+            ring = self._rings.get(index)
+            if ring is None or len(ring) < self._rows:
+                ring = self._rings[index] = self._grown(ring, queries)
+            ring.index_copy_(0, rows.to(ring.device), queries)
+
     # -- a compaction --------------------------------------------------------------------------------
 
     def show(self, view: LayerView, record: Record, layer: Layer, where: Location) -> None:
@@ -117,7 +140,10 @@ class QueryRings(Observer):
         ring = self._rings.get(layer.index)
         if seat is None or ring is None:
             return None, None
+        start, rows = self._rows_of(seat, logical)
+        return ring[rows.to(ring.device)].float(), torch.arange(start, logical, device=ring.device)
+
+    def _rows_of(self, seat: _Seat, logical: int) -> tuple[int, Tensor]:
+        """The first position of the window that ends before `logical`, and the rows of all of it."""
         start = max(seat.first, logical - seat.window)
-        positions = torch.arange(start, logical)
-        rows = (positions % seat.rows + seat.base).to(ring.device)
-        return ring[rows].float(), positions.to(ring.device)
+        return start, torch.arange(start, logical) % seat.rows + seat.base

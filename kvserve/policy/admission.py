@@ -40,6 +40,19 @@ def refuse_pictures(policy: Policy, facts: Facts) -> None:
         )
 
 
+def refuse_unplaced(policy: Policy, text_only: bool) -> None:
+    """What is shared must have an end, and be known by its tokens."""
+    problem = None
+    if policy.share and policy.at is None:
+        problem = (
+            "says to keep the prompt up to kv_policy.at for others, which is not given; give it, or leave share out"
+        )
+    elif policy.share and not text_only:
+        problem = "finds prompts by their text, and this one has pictures or embeddings; leave it out"
+    if problem is not None:
+        raise PolicyError(f"kv_policy.share {problem}", param="kv_policy.share")
+
+
 def room(facts: Facts, seen: int) -> int:
     """Tokens per compressible layer that one request can hold in an otherwise empty pool when it has seen `seen`.
 

@@ -19,6 +19,13 @@ class Policy(Choosing, Budgeted):
 
     def check(self, facts: Facts) -> None:
         super().check(facts)
+        if self.share and facts.share_problem is not None:
+            raise PolicyError(
+                f"kv_policy.share is true, but compressed prefixes cannot be shared here: {facts.share_problem}; leave "
+                "it out",
+                param="kv_policy.share",
+                reason="unsupported",
+            )
         if facts.pipeline_parallel > 1 and self.compresses and self.across_layers:
             raise PolicyError(
                 f"kv_policy {self.name!r} decides by the evidence of all layers together, but this server has them on "

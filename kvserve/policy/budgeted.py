@@ -45,6 +45,11 @@ class Budgeted(BaseModel):
         "is read as if it had been generated. In a chat also 'last_message' (all that stands before it) or 'system' "
         "(system message and tools). Null: once all of it has been read",
     )
+    share: bool = Field(
+        False,
+        description="Keep the prompt up to `at` compressed, for later requests that begin with the same tokens and "
+        "name the same policy: they start from it without reading it",
+    )
     decode: bool = Field(True, description="Compact while generating too; if false, generated tokens stay")
     slack: int = Field(
         128,
@@ -82,6 +87,17 @@ class Budgeted(BaseModel):
                 f"{self.protected} tokens; allowed: at least {self.protected + 1}",
                 param="kv_policy.budget",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _shared_as_it_is(self) -> Self:
+        for name, allowed in (("when", "always"), ("prefill", "whole")) if self.share else ():
+            if getattr(self, name) != allowed:
+                raise PolicyError(
+                    f"kv_policy.share is true and kv_policy.{name} is {getattr(self, name)!r}: what is kept would "
+                    f"depend on load; allowed with share: {allowed!r}",
+                    param="kv_policy.share",
+                )
         return self
 
     @property

@@ -42,6 +42,7 @@ class Facts(NamedTuple):
     block_sizes: tuple[int, ...] = ()  # tokens, of each group of compressible layers
     other_groups: tuple[OtherGroup, ...] = ()
     side_pass_problem: str | None = None  # why prompts cannot be repeated by a side pass; None: they can
+    share_problem: str | None = None  # why compressed prefixes cannot be shared; None: they can
     drafts: int = 0  # tokens that speculative decoding may try in a step, of each request
     pipeline_parallel: int = 1  # stages among which the layers of the model are split
     bundling: str = ""  # why there are as many groups as there are, for people

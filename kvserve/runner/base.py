@@ -14,7 +14,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
 
 from kvserve.cache.records import Location, Span
-from kvserve.channels import Asked, Plan, plans_of, with_feedback
+from kvserve.channels import Asked, Plan, plans_of, prefixes_of, with_feedback
 from kvserve.engine.compactor import Compactor
 from kvserve.engine.spec import compressible, tagged
 from kvserve.evidence.observer import Layer
@@ -126,13 +126,17 @@ class KVRunner(Staged):
 
     def _kv_run_plans(self, kv: Compactor, scheduler_output: SchedulerOutput) -> None:
         """Before anything else of the step: blocks that a plan frees may be zeroed or written by it."""
+        news = prefixes_of(scheduler_output)
+        kv.held.drop(news.dropped)
         plans_by_request = groupby(plans_of(scheduler_output), key=lambda plan: plan.req_id)
         by_request = [(key, list(same)) for key, same in plans_by_request]
         kv.prepare((plans, partial(self._kv_locate, kv, req_id)) for req_id, plans in by_request)
-        for _, plans in by_request:
+        for req_id, plans in by_request:
             kv.run(plans)
             for plan in plans:
                 self._kv_rewrite_row(plan)
+            if req_id in news.made:
+                kv.keep(news.made[req_id], req_id, plans[0].logical)
         for req_id in scheduler_output.finished_req_ids:
             kv.end(req_id)
 
@@ -144,6 +148,11 @@ class KVRunner(Staged):
             only_text = new.prompt_token_ids is not None and not new.mm_features
             text = new.prompt_token_ids if only_text else None
             kv.begin(new.req_id, asked.name, make, new.num_computed_tokens, text)
+
+    def _kv_start(self, kv: Compactor, scheduler_output: SchedulerOutput) -> None:
+        """Requests that have begun, or begun again, with this step: those that start from a compressed prefix do."""
+        for req_id, prefix_id in prefixes_of(scheduler_output).taken.items():
+            kv.start_from(prefix_id, req_id)
 
     def _kv_policy(self, text: str, prompt: int) -> tuple[Policy, int]:
         """A request's policy, and how many of its tokens count as prompt."""

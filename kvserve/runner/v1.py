@@ -40,6 +40,7 @@ class V1Runner(KVRunner):
         self._kv_run_plans(self.kv, scheduler_output)
         result = super()._update_states(scheduler_output)  # type: ignore[misc]
         self._kv_begin_requests(self.kv, scheduler_output)
+        self._kv_start(self.kv, scheduler_output)
         rows = self._kv_rows(scheduler_output.num_scheduled_tokens)
         self._kv_begin_step(self.kv, self.input_batch.req_ids, rows)  # type: ignore[attr-defined]
         return result

@@ -35,6 +35,7 @@ class V2Runner(KVRunner):
                 self.kv.restart(new.req_id, new.num_computed_tokens)
             else:
                 self._kv_begin(self.kv, new)
+        self._kv_start(self.kv, scheduler_output)
 
     def gather_batch_req_state(self, scheduler_output: SchedulerOutput, dummy_run: bool) -> Any:
         """Here the order of the batch is known, and how it is run is not decided yet."""

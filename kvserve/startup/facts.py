@@ -67,6 +67,7 @@ def made_of(vllm_config: Any, kv_cache_config: Any) -> Facts:
         pool_blocks=usable,
         block_sizes=sizes,
         side_pass_problem=_side_pass_problem(vllm_config, others),
+        share_problem=_share_problem(vllm_config, others),
         other_groups=tuple(_other(g, vllm_config) for g in others),
         drafts=drafts_of(vllm_config),
         bundling=next((note(g.kv_cache_spec, "bundling") for g in groups), ""),
@@ -84,6 +85,19 @@ def _side_pass_problem(vllm_config: Any, others: list[KVCacheGroupSpec]) -> str 
         return "the server was started with --enable-lora"
     if vllm_config.model_config.skip_tokenizer_init:
         return "the server was started with --skip-tokenizer-init"
+    return None
+
+
+def _share_problem(vllm_config: Any, others: list[KVCacheGroupSpec]) -> str | None:
+    """Why this server's compressed prefixes cannot be shared: see kvserve.engine.prefixes."""
+    if not vllm_config.cache_config.enable_prefix_caching:
+        return "the server was started without prefix caching (--no-enable-prefix-caching)"
+    if others:
+        return (
+            "this server has layers whose caches are not compressed: those of a draft model, or with a sliding window"
+        )
+    if vllm_config.parallel_config.pipeline_parallel_size > 1:
+        return "this server has the model's layers on several pipeline stages"
     return None
 
 

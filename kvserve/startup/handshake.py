@@ -1,11 +1,14 @@
-"""How API processes learn the facts of their engines: in the message with which vLLM's engine says that it is up."""
+"""How API processes learn the facts of their engines: in the message with which vLLM's engine says that it is up.
+
+And what they may ask of an engine later, as vLLM's utility calls: to drop a shared compressed prefix.
+"""
 
 import functools
 from collections.abc import Callable
 from typing import Any
 
 from vllm.v1.engine import EngineCoreReadyResponse
-from vllm.v1.engine.core import EngineCoreProc
+from vllm.v1.engine.core import EngineCore, EngineCoreProc
 from vllm.v1.engine.core_client import MPClient
 
 from kvserve.channels import facts_in, with_facts
@@ -19,6 +22,7 @@ def install() -> None:
     if hasattr(EngineCoreProc._make_ready_response, "kv_wrapped"):
         return
     EngineCoreProc._make_ready_response = _saying(EngineCoreProc._make_ready_response)
+    EngineCore.kv_drop_prefix = lambda self, prefix_id: self.scheduler.kv_drop_prefix(prefix_id)
     MPClient._apply_ready_response = _hearing(MPClient._apply_ready_response)
 
 

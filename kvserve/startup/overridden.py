@@ -26,6 +26,11 @@ SIGNATURES: dict[str, dict[str, str]] = {
     "vllm.v1.attention.backend.AttentionMetadataBuilder": {
         "build": "self common_prefix_len common_attn_metadata fast_build",
     },
+    "vllm.v1.core.block_pool.BlockPool": {
+        "_insert_block_hash": "self block_hash_with_group_id block num_tokens",
+        "_remove_cached_block_hashes": "self block",
+        "reset_prefix_cache": "self",
+    },
     "vllm.v1.core.kv_cache_coordinator.KVCacheCoordinator": {
         "cache_blocks": "self request num_computed_tokens",
         "find_longest_cache_hit": "self block_hashes max_cache_hit_length",
@@ -49,6 +54,8 @@ SIGNATURES: dict[str, dict[str, str]] = {
         "update_from_output": "self scheduler_output model_runner_output",
     },
     "vllm.v1.core.single_type_kv_cache_manager.SingleTypeKVCacheManager": {
+        "add_local_computed_blocks": "self request_id new_computed_blocks num_local_computed_tokens "
+        "num_external_computed_tokens",
         "allocate_new_blocks": "self request_id num_tokens num_tokens_main_model",
         "get_num_blocks_to_allocate": "self request_id num_tokens new_computed_blocks total_computed_tokens "
         "num_local_computed_tokens num_tokens_main_model apply_admission_cap prefill_end",
