@@ -107,6 +107,7 @@ class _Compressing:
         if found is None:
             return None
         self.kv_starting[request.request_id] = found
+        tracked.divided_as(found.weights)
         for group, offset in found.offsets.items():
             self.kv.managers[group].offset[request.request_id] = offset
         blocks = tuple(found.blocks[group] for group in self.kv.managers)
@@ -124,6 +125,7 @@ class _Compressing:
                 tracked.start_from(prefix, self.requests[req_id].num_prompt_tokens)  # type: ignore[attr-defined]
             else:
                 tracked.apart = not (output.num_scheduled_tokens or self.running)  # type: ignore[attr-defined]
+                tracked.undivided_again(prefix.weights)
                 for group in prefix.offsets:
                     del self.kv.managers[group].offset[req_id]
         return taken

@@ -21,7 +21,6 @@ class Start(Protocol):
 
     logical: int  # tokens that need not be read
     rounds: list[Round]  # which have compressed them
-    weights: Sequence[float] | None
 
 
 @dataclass
@@ -76,11 +75,18 @@ class Tracked:
         """Whether a round leaves a compressed prefix for others."""
         return self.shares and not self.published and not self.overdue and done.logical == self.policy.at
 
+    def divided_as(self, weights: Sequence[float] | None) -> None:
+        """The prefix that it is about to start from had the budget divided among the layers like this."""
+        self.weights = self.weights if self.weights is not None else weights
+
+    def undivided_again(self, weights: Sequence[float] | None) -> None:
+        """It could not be let in after all."""
+        self.weights = None if self.weights is weights else self.weights
+
     def start_from(self, start: Start, prompt: int) -> None:
         """The request, of a prompt of so many tokens, goes on from a compressed prefix."""
         self.rounds.begin_with(start.rounds)
         self.prefilled = start.logical >= self.prompt_of(prompt)
-        self.weights = self.weights if self.weights is not None else start.weights
         self.shared_tokens = start.logical
 
     def prompt_of(self, tokens: int) -> int:
