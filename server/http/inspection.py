@@ -89,7 +89,7 @@ async def show_policy(name: str, raw_request: Request) -> Response:
     try:
         found = card(name, Service.of(raw_request).choice)
     except PolicyError as error:
-        return unknown(error, "name")
+        return unknown(str(error), "name")
     return JSONResponse(found.model_dump())
 
 
