@@ -14,7 +14,6 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from kvserve.stats import SHOWN
 from server.http.errors import unknown
 from server.http.service import Service
-from server.metrics.prefixes import by_use
 
 DROP = "kv_drop_prefix"
 """Utility method of kvserve's engines: takes an id, and answers whether the engine had held that prefix."""
@@ -28,7 +27,7 @@ class SharedPrefixCard(BaseModel):
     budget: int | float | None
     logical_tokens: int = Field(description="Tokens that a request which starts from it does not read")
     kept_tokens: float
-    bytes: int = Field(description="Of its blocks, in all engines that hold it")
+    bytes: int = Field(description="Of its blocks")
     hits: int = Field(description="Requests that have started from it")
     age_seconds: float
     idle_seconds: float = Field(description="Since it was made, or last taken")
@@ -52,8 +51,8 @@ class DroppedPrefix(BaseModel):
 async def list_prefixes(raw_request: Request) -> PrefixList:
     """What the engines hold, as fresh as their last step."""
     totals = Service.of(raw_request).board.view().totals
-    data = [SharedPrefixCard(**prefix) for prefix in by_use(totals.prefixes)]
-    return PrefixList(data=data, prefix_bytes=totals.prefix_bytes)
+    by_use = sorted(totals.prefixes, key=lambda prefix: prefix["idle_seconds"])
+    return PrefixList(data=[SharedPrefixCard(**each) for each in by_use], prefix_bytes=totals.prefix_bytes)
 
 
 async def drop_prefix(id: str, raw_request: Request) -> Response:
