@@ -74,7 +74,7 @@ def client(board: Board, engines: Engines) -> Iterator[TestClient]:
         yield client
 
 
-def _post(board: Board, engine: int, *prefixes: SharedPrefix) -> None:
+def post(board: Board, engine: int, *prefixes: SharedPrefix) -> None:
     held = sum(prefix["bytes"] for prefix in prefixes)
     board.post(engine, json.loads(EngineTotals(prefixes=list(prefixes), prefix_bytes=held).dump()))
 
@@ -94,8 +94,8 @@ def test_before_the_first_there_are_none(client: TestClient) -> None:
 
 
 def test_those_of_all_engines_last_used_first(client: TestClient, board: Board) -> None:
-    _post(board, 0, ONE)
-    _post(board, 1, {**ONE, "id": "p2", "idle_seconds": 5.0}, {**ONE, "id": "p3", "budget": 128, "idle_seconds": 30.0})
+    post(board, 0, ONE)
+    post(board, 1, {**ONE, "id": "p2", "idle_seconds": 5.0}, {**ONE, "id": "p3", "budget": 128, "idle_seconds": 30.0})
     listed = _listed(client)
     assert [each["id"] for each in listed["data"]] == ["p2", "p1", "p3"]
     assert listed["prefix_bytes"] == 3000
@@ -108,7 +108,7 @@ def test_those_of_all_engines_last_used_first(client: TestClient, board: Board) 
 
 
 def test_only_numbers_and_names_are_said(client: TestClient, board: Board) -> None:
-    _post(board, 0, ONE)
+    post(board, 0, ONE)
     assert set(_listed(client)["data"][0]) == set(SharedPrefix.__annotations__)
 
 
@@ -117,8 +117,8 @@ def test_a_drop_asks_every_engine(
     client: TestClient, board: Board, engines: Engines, prefix_id: str, left: list[str]
 ) -> None:
     """Whichever of them holds it; and the list knows before an engine has spoken again."""
-    _post(board, 0, ONE)
-    _post(board, 1, {**ONE, "id": "p2"})
+    post(board, 0, ONE)
+    post(board, 1, {**ONE, "id": "p2"})
     answer = _drop(client, prefix_id)
     assert (answer.status_code, answer.json()) == (200, {"id": prefix_id, "deleted": True})
     assert not any(prefix_id in held for held in engines.held)
@@ -128,7 +128,7 @@ def test_a_drop_asks_every_engine(
 
 
 def test_what_no_engine_holds_is_404_in_openais_body(client: TestClient, board: Board) -> None:
-    _post(board, 0, ONE, {**ONE, "id": "gone"})  # evicted since that was said
+    post(board, 0, ONE, {**ONE, "id": "gone"})  # evicted since that was said
     for prefix_id in ("nope", "gone"):
         answer = _drop(client, prefix_id)
         assert answer.status_code == 404
