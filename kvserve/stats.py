@@ -94,9 +94,7 @@ class EngineTotals:
     running: list[Running] = field(default_factory=list)  # the first SHOWN of them
     requests_running: int = 0
     requests_waiting: int = 0
-    prefix_bytes: int = (
-        0  # of shared compressed prefixes; blocks that running requests use too are counted here as well
-    )
+    prefix_bytes: int = 0  # of shared compressed prefixes, with the blocks that running requests use too
     prefixes: list[SharedPrefix] = field(default_factory=list)  # the first SHOWN, last used first
 
     def of(self, policy: str) -> PolicyTotals:

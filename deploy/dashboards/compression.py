@@ -15,13 +15,25 @@ from deploy.dashboards.panels import (
     Query,
     latencies,
 )
-from deploy.dashboards.promql import AVOIDED, KV_BYTES, POOL_BYTES, POOL_USE, PREEMPTIONS, RUNNING, WAITING
+from deploy.dashboards.promql import (
+    AVOIDED,
+    KV_BYTES,
+    POLICY,
+    POOL_BYTES,
+    POOL_USE,
+    PREEMPTIONS,
+    PREFIX_BYTES,
+    RUNNING,
+    WAITING,
+)
 
 RESIDENT = promql.gauge(KV_BYTES, 'state="resident"')
 FULL = promql.gauge(KV_BYTES, 'state="full"')
 POOL = promql.gauge(POOL_BYTES)
 GENERATED = "vllm:generation_tokens_total"
 PROMPT = "vllm:prompt_tokens_total"
+READ = "kvserve_prompt_tokens_total"
+HITS, TAKEN = "kvserve_prefix_hits_total", "kvserve_prefix_tokens_total"
 
 TILES = [
     Panel(
@@ -41,7 +53,7 @@ TILES = [
     Panel(
         "Requests / s",
         "Requests finished per second, with and without a policy.",
-        [Query(promql.rate(frame.REQUESTS, scope=promql.POLICY))],
+        [Query(promql.rate(frame.REQUESTS, scope=POLICY))],
         REQUESTS,
     ),
     Panel(
@@ -90,7 +102,7 @@ TRAFFIC = [
     Panel(
         "Requests by policy",
         "Requests finished per second. `full`: without compression.",
-        [Query(promql.rate(frame.REQUESTS, "policy", promql.POLICY), "{{policy}}")],
+        [Query(promql.rate(frame.REQUESTS, "policy", POLICY), "{{policy}}")],
         REQUESTS,
         stacked=True,
     ),
@@ -103,16 +115,51 @@ TRAFFIC = [
     Panel(
         "Input tokens by policy",
         "Prompt tokens per second, with those from the prefix cache. `full`: without compression.",
-        [Query(promql.rate("kvserve_prompt_tokens_total", "policy", promql.POLICY), "{{policy}}")],
+        [Query(promql.rate(READ, "policy", POLICY), "{{policy}}")],
         TOKENS,
         stacked=True,
     ),
     Panel(
         "Output tokens by policy",
         "Tokens generated per second. `full`: without compression.",
-        [Query(promql.rate("kvserve_generation_tokens_total", "policy", promql.POLICY), "{{policy}}")],
+        [Query(promql.rate("kvserve_generation_tokens_total", "policy", POLICY), "{{policy}}")],
         TOKENS,
         stacked=True,
+    ),
+]
+
+SHARED = [
+    Panel(
+        "Shared prefixes",
+        "*held*: compressed prefixes that are kept for later requests (`share`). Requests that need blocks get those "
+        "of the prefix that was not used for longest. *pool*: all blocks.",
+        [Query(promql.gauge(PREFIX_BYTES), "held", "purple"), Query(POOL, "pool", "text")],
+        BYTES,
+    ),
+    Panel(
+        "Tokens from shared prefixes",
+        "Prompt tokens per second that were not read, because a request started from a shared prefix.",
+        [Query(promql.rate(TAKEN, "policy", POLICY), "{{policy}}")],
+        TOKENS,
+        stacked=True,
+    ),
+    Panel(
+        "Starts from shared prefixes",
+        "Requests per second that started from a shared prefix.",
+        [Query(promql.rate(HITS, "policy", POLICY), "{{policy}}")],
+        REQUESTS,
+        stacked=True,
+    ),
+    Panel(
+        "Share of input taken",
+        "Prompt tokens from shared prefixes, as a share of all prompt tokens of the policy.",
+        [
+            Query(
+                promql.divided(promql.rate(TAKEN, "policy", POLICY), promql.rate(READ, "policy", POLICY)), "{{policy}}"
+            )
+        ],
+        SHARE,
+        top=1,
     ),
 ]
 
@@ -152,5 +199,5 @@ def build() -> Dashboard:
         "Compression overview",
         "What KV-cache compression saves, and what clients feel of it.",
         TILES,
-        {"Memory": MEMORY, "Traffic": TRAFFIC, "Pressure": PRESSURE, "Latency": LATENCY},
+        {"Memory": MEMORY, "Traffic": TRAFFIC, "Shared prefixes": SHARED, "Pressure": PRESSURE, "Latency": LATENCY},
     )

@@ -10,6 +10,7 @@ POLICY = f'{SCOPE}, policy=~"$policy"'
 
 KV_BYTES = "kvserve_kv_bytes"
 POOL_BYTES = "kvserve_kv_pool_bytes"
+PREFIX_BYTES = "kvserve_prefix_bytes"
 KEPT = "kvserve_kept_fraction"
 COMPACTION = "kvserve_compaction_seconds"
 AGREEMENT = "kvserve_quality_agreement"

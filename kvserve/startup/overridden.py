@@ -71,6 +71,7 @@ SIGNATURES: dict[str, dict[str, str]] = {
     "vllm.v1.engine.core_client.AsyncMPClient": {
         "abort_requests_async": "self request_ids",
         "add_request_async": "self request",
+        "call_utility_all_async": "self method args",
     },
     "vllm.v1.engine.core_client.DPAsyncMPClient": {
         "add_request_async": "self request",

@@ -56,7 +56,7 @@ def refused_in_messages(error: PolicyError) -> JSONResponse:
     return translate_error_response(create_error_response(str(error)))
 
 
-def unknown(error: PolicyError, param: str) -> JSONResponse:
+def unknown(message: str, param: str) -> JSONResponse:
     """HTTP 404."""
-    body = create_error_response(str(error), "NotFoundError", HTTPStatus.NOT_FOUND, param)
+    body = create_error_response(message, "NotFoundError", HTTPStatus.NOT_FOUND, param)
     return JSONResponse(body.model_dump(), status_code=HTTPStatus.NOT_FOUND)

@@ -25,6 +25,8 @@ class PolicyStats(BaseModel):
     blocks_freed: int
     pressure_compactions: int
     errors: int = Field(description="Requests that the policy's own code ended with an error")
+    prefix_hits: int = Field(description="Requests that started from a shared compressed prefix")
+    prefix_tokens: int = Field(description="Prompt tokens that these did not have to read")
     compaction_seconds: float = Field(description="Sum")
     kept_fraction: float | None = Field(description="Mean over finished requests; null if there is none")
 
@@ -51,6 +53,7 @@ class KVStats(BaseModel):
     pool_bytes: int | None = Field(description="All KV-cache blocks; null before the first request")
     resident_bytes: int = Field(description="Held now by running requests")
     full_bytes: int = Field(description="What the same requests would hold uncompressed")
+    prefix_bytes: int = Field(description="Of shared compressed prefixes, those that running requests use included")
     requests_running: int
     requests_waiting: int
     running: list[RunningRequest] = Field(description=f"At most {SHOWN} of each engine, the oldest first")
@@ -69,6 +72,8 @@ def _policy_stats(totals: PolicyTotals) -> PolicyStats:
         blocks_freed=totals.blocks_freed,
         pressure_compactions=totals.pressure_compactions,
         errors=totals.errors,
+        prefix_hits=totals.prefix_hits,
+        prefix_tokens=totals.prefix_tokens,
         compaction_seconds=totals.seconds.total,
         kept_fraction=totals.kept.total / ended if ended else None,
     )
@@ -84,7 +89,7 @@ async def show_policy(name: str, raw_request: Request) -> Response:
     try:
         found = card(name, Service.of(raw_request).choice)
     except PolicyError as error:
-        return unknown(error, "name")
+        return unknown(str(error), "name")
     return JSONResponse(found.model_dump())
 
 
@@ -98,6 +103,7 @@ async def show_stats(raw_request: Request) -> KVStats:
         pool_bytes=totals.pool_bytes if reported else None,
         resident_bytes=totals.resident_bytes,
         full_bytes=totals.full_bytes,
+        prefix_bytes=totals.prefix_bytes,
         requests_running=totals.requests_running,
         requests_waiting=totals.requests_waiting,
         running=[RunningRequest(**request) for request in totals.running],

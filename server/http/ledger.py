@@ -23,6 +23,7 @@ SUMMED = (
     "full_bytes",
     "draft_tokens",
     "accepted_tokens",
+    "shared_tokens",
 )
 """Added up over the sequences of a call (n > 1, several prompts), as `completion_tokens` is; those that any has."""
 

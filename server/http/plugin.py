@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from server.canary import tap
-from server.http import errors, inspection, routes
+from server.http import errors, inspection, prefixes, routes
 from server.http import page as live
 from server.http import shutdown as ending
 from server.http.other_routes import Elsewhere
@@ -26,6 +26,7 @@ class KVEndpoints:
         """Replace the generating routes that take a policy, add our own, and guard those that stay as they are."""
         routes.attach(app)
         inspection.attach(app)
+        prefixes.attach(app)
         live.attach(app)
         errors.handle(app)
         app.add_middleware(Elsewhere)

@@ -26,6 +26,7 @@ class Service:
     options: KVOptions
     ledger: Ledger = field(default_factory=Ledger)
     canary: Canary | None = None
+    engine_client: Any = None  # vLLM's AsyncLLM, if its engines are kvserve's
 
     @classmethod
     def of(cls, request: Request) -> "Service":
@@ -43,6 +44,7 @@ class Service:
         announce(facts)
         board.serves(config, on)
         if on:
+            service.engine_client = engine_client
             service.ledger.watch(engine_client.output_processor)
             _trace(engine_client.output_processor, service.ledger)
             opening.watch(engine_client.output_processor)

@@ -1,5 +1,6 @@
 """What the API processes know of their engines: the latest totals, and the requests refused."""
 
+import time
 from collections import Counter
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -7,9 +8,13 @@ from typing import Any, NamedTuple
 from kvserve.policy.errors import PolicyError, PolicyFault
 from kvserve.stats import EngineTotals, Histogram, PolicyTotals
 from server.canary.canary import CanaryFindings
+from server.metrics.prefixes import aged, without
 from server.metrics.shared import Shared
 
 REASONS = ("unknown_policy", "bad_parameter", "unsupported", "too_long")
+
+POSTED = "posted"
+"""In a snapshot: when it came, on the clock of the API processes, which need not be that of the engine (`at`)."""
 
 _refused: ContextVar[list[PolicyError | PolicyFault] | None] = ContextVar("kvserve_refused", default=None)
 """Refusals of the HTTP request being served. A list, so that the tasks that vLLM starts share it."""
@@ -20,13 +25,15 @@ def _histogram(value: dict[str, Any]) -> Histogram:
 
 
 def totals_of(snapshot: dict[str, Any]) -> EngineTotals:
-    """The dataclasses that `EngineTotals.dump` wrote."""
+    """The dataclasses that `EngineTotals.dump` wrote, of a snapshot that was posted; prefixes have aged since."""
     policies = {
         name: PolicyTotals(**{**p, "seconds": _histogram(p["seconds"]), "kept": _histogram(p["kept"])})
         for name, p in snapshot["policies"].items()
     }
-    fields = {name: value for name, value in snapshot.items() if name != "at"}
-    return EngineTotals(**{**fields, "policies": policies})
+    since = time.monotonic() - snapshot[POSTED]
+    prefixes = [aged(prefix, since) for prefix in snapshot["prefixes"]]
+    fields = {name: value for name, value in snapshot.items() if name not in ("at", POSTED)}
+    return EngineTotals(**{**fields, "policies": policies, "prefixes": prefixes})
 
 
 def _sum(a: Any, b: Any) -> Any:
@@ -73,7 +80,13 @@ class Board:
 
     def post(self, engine: int, snapshot: dict[str, Any]) -> None:
         """Replace an engine's totals: snapshots are cumulative."""
-        self._engines[engine] = snapshot
+        self._engines[engine] = {**snapshot, POSTED: time.monotonic()}
+        self._publish()
+
+    def forget(self, prefix_id: str) -> None:
+        """The engines have dropped a shared prefix. An idle one does not say so before its next request."""
+        for engine, snapshot in self._newest(self._others()).items():
+            self._engines[engine] = without(snapshot, prefix_id)
         self._publish()
 
     # -- refusals -------------------------------------------------------------------------------------
@@ -106,15 +119,25 @@ class Board:
         if self._shared is not None:
             self._shared.publish({"engines": self._engines, "rejections": self._rejections, "faults": self._faults})
 
-    def view(self) -> View:
-        """Of each engine the newest snapshot that any process was sent; of each process its own refusals."""
-        engines, rejections, faults = self._engines.copy(), self._rejections.copy(), self._faults.copy()
-        for other in self._shared.others() if self._shared is not None else ():
-            rejections.update(other["rejections"])
-            faults.update(other["faults"])
+    def _others(self) -> list[dict[str, Any]]:
+        return self._shared.others() if self._shared is not None else []
+
+    def _newest(self, others: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+        """By engine."""
+        engines = self._engines.copy()
+        for other in others:
             for index, snapshot in other["engines"].items():
                 if int(index) not in engines or snapshot["at"] > engines[int(index)]["at"]:
                     engines[int(index)] = snapshot
+        return engines
+
+    def view(self) -> View:
+        """Of each engine the newest snapshot that any process was sent; of each process its own refusals."""
+        others, rejections, faults = self._others(), self._rejections.copy(), self._faults.copy()
+        for other in others:
+            rejections.update(other["rejections"])
+            faults.update(other["faults"])
+        engines = self._newest(others)
         totals = EngineTotals()
         for index in sorted(engines):
             totals = _sum(totals, totals_of(engines[index]))

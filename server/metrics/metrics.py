@@ -44,6 +44,8 @@ COUNTERS = {
         "Compactions made because the pool ran out of blocks",
     ),
     "errors": ("kvserve_policy_errors", "Requests that ended with an error because their policy's own code failed"),
+    "prefix_hits": ("kvserve_prefix_hits", "Requests that started from a shared compressed prefix"),
+    "prefix_tokens": ("kvserve_prefix_tokens", "Prompt tokens not read, because a shared compressed prefix has them"),
 }
 HISTOGRAMS = {
     "seconds": ("kvserve_compaction_seconds", "Time that one compaction took on a worker, seconds", SECONDS),
@@ -111,6 +113,13 @@ class KVCollector(Collector):
         if view.reported:  # its size is not known before the first report
             pool.add_metric([model], totals.pool_bytes)
         yield pool
+        shared = GaugeMetricFamily(
+            "kvserve_prefix_bytes",
+            "Bytes of KV-cache blocks that hold shared compressed prefixes",
+            labels=["model_name"],
+        )
+        shared.add_metric([model], totals.prefix_bytes)
+        yield shared
         avoided = CounterMetricFamily(
             "kvserve_preemptions_avoided",
             "Times that compacting a request saved another one from preemption",

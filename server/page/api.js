@@ -35,6 +35,10 @@ export async function get(path) {
   return (await answer(path)).json();
 }
 
+export async function discard(path) {
+  await checked(await fetch(path, { method: "DELETE", headers: headers() }));
+}
+
 /** One of the page's own files. */
 export async function text(path) {
   return (await answer(path)).text();

@@ -5,6 +5,7 @@ import { offer, setUp } from "./compare.js";
 import { askForKey, onKey, showKeyButton } from "./key.js";
 import { showMemory } from "./memory.js";
 import { Poll } from "./poll.js";
+import { showPrefixes } from "./prefixes.js";
 import { showRunning } from "./running.js";
 import { showTotals } from "./totals.js";
 
@@ -25,7 +26,8 @@ function note(text) {
 async function ask() {
   const stats = await get("v1/kv/stats");
   await offer(stats.model);
-  return stats;
+  const prefixes = stats.prefix_bytes ? await get("v1/kv/prefixes") : null;
+  return { ...stats, prefixes };
 }
 
 function done(stats) {
@@ -38,6 +40,7 @@ function done(stats) {
   showMemory(stats);
   showRunning(stats);
   showTotals(stats);
+  showPrefixes(stats.prefixes, () => poll.now());
 }
 
 function failed(error) {

@@ -30,6 +30,13 @@ export function bytesOf(part, all) {
   return `${inUnit(part, unit)} of ${inUnit(all, unit)} ${UNITS[unit]}`;
 }
 
+/** In the largest unit of which it has one: "45 s", "12 min", "3 h", "2 d". */
+export function age(value) {
+  const units = [[86400, "d"], [3600, "h"], [60, "min"]];
+  const [size, unit] = units.find(([size]) => value >= size) ?? [1, "s"];
+  return `${Math.floor(value / size)} ${unit}`;
+}
+
 export function seconds(value) {
   if (value < 0.9995) return `${(1000 * value).toFixed(value < 0.00995 ? 1 : 0)} ms`;
   return value < 99.95 ? `${value.toFixed(value < 9.995 ? 2 : 1)} s` : `${count(value)} s`;

@@ -29,7 +29,13 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "the cat sat on the mat"}], "max_tokens": 3},
     "/v1/responses": {"input": "the cat sat on the mat", "max_output_tokens": 3},
 }
-OURS = ("/v1/kv/policies", "/v1/kv/policies/{name}", "/v1/kv/stats")
+OURS = (
+    ("GET", "/v1/kv/policies"),
+    ("GET", "/v1/kv/policies/{name}"),
+    ("GET", "/v1/kv/stats"),
+    ("GET", "/v1/kv/prefixes"),
+    ("DELETE", "/v1/kv/prefixes/{id}"),
+)
 AUTH = {"Authorization": f"Bearer {KEY}"}
 BOUNDED: Any = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
 
@@ -39,7 +45,7 @@ BOUNDED: Any = {"deadline": None, "database": None, "suppress_health_check": lis
 
 def _narrowed(document: dict[str, Any], policies: list[dict[str, Any]]) -> dict[str, Any]:
     """The same document with our routes only, and bodies of which only `kv_policy` is free."""
-    paths = {path: document["paths"][path] for path in OURS}
+    paths = {path: document["paths"][path] for _, path in OURS}
     schemas = dict(document["components"]["schemas"])
     for path, fixed in BODIES.items():
         post = dict(document["paths"][path]["post"])
@@ -77,13 +83,13 @@ def api(server: ServerUnderTest) -> Any:
     return loaded
 
 
-@pytest.mark.parametrize("path", OURS)
+@pytest.mark.parametrize(("method", "path"), OURS)
 @seed(1)
 @settings(max_examples=20, **BOUNDED)
 @given(data=st.data())
-def test_our_routes(api: Any, path: str, data: st.DataObject) -> None:
+def test_our_routes(api: Any, method: str, path: str, data: st.DataObject) -> None:
     """Status, content type and body are what the document says."""
-    case = data.draw(api[path]["GET"].as_strategy())
+    case = data.draw(api[path][method].as_strategy())
     answer = case.call(headers=AUTH, timeout=120)
     case.validate_response(answer, checks=DOCUMENTED)
 
@@ -198,3 +204,4 @@ def test_any_bytes_in_the_header(server: ServerUnderTest, value: bytes) -> None:
 @pytest.mark.parametrize("name", ["%00", "%ff%fe", "%F0%9F%90%88", "x" * 20_000, "..%2f..", "a%2Fb", "%ED%A0%80", " "])
 def test_odd_names(server: ServerUnderTest, name: str) -> None:
     assert server.http.get(f"/v1/kv/policies/{name}").status_code in (400, 404)
+    assert server.http.delete(f"/v1/kv/prefixes/{name}").status_code in (400, 404)

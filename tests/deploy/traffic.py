@@ -23,6 +23,7 @@ POLICIES: list[Any] = [
     "elastic-cache:0.5",  # the one that merges
 ]
 SAMPLING = (1, 3)  # clients whose answers no canary can judge; their first ones are compressed
+SHARING = {"name": "keydiff", "budget": 0.25, "at": 900, "share": True}
 FAILING = {"name": "raising", "budget": 256, "where": "select"}
 """Of a plug-in with a fault (tests.engine.raising)."""
 REFUSED: list[Any] = ["no-such-policy", "streaming:0", {"name": "streaming", "budget": 0.5, "typo": 1}]
@@ -32,16 +33,17 @@ RARE = {
     "kvserve_policy_errors_total": 3,
     "kvserve_pressure_compactions_total": 3,
     "kvserve_preemptions_avoided_total": 2,
+    "kvserve_prefix_hits_total": 3,
 }
 """Counters that a slow machine may not have moved, and how far they must have come: a rate needs more than one step."""
 MOST_SECONDS = 180.0
 
 
 def drive(server: ServerUnderTest, seconds: float) -> None:
-    """Clients that ask without a pause, all with different prompts, and one that asks for what does not exist.
+    """Clients that ask without a pause, all with different prompts; one that asks for what does not exist.
 
-    At first they all ask for no compression: their prompts fit into the pool, and their answers do not. Goes on for at
-    least so many seconds, and until what is rare has happened too.
+    Two more have prompts that begin alike, and share that. At first all ask for no compression: their prompts fit into
+    the pool, and their answers do not. Goes on for at least so many seconds, and until what is rare has happened too.
     """
     start = time.monotonic()
 
@@ -49,10 +51,10 @@ def drive(server: ServerUnderTest, seconds: float) -> None:
         spent = time.monotonic() - start
         return spent > seconds and (spent > MOST_SECONDS or all(server.metric(n) >= least for n, least in RARE.items()))
 
-    with ThreadPoolExecutor(CLIENTS + 1) as pool:
+    with ThreadPoolExecutor(CLIENTS + 3) as pool:
         list(pool.map(lambda number: _complete(server, _prompt(number, 1000), None, 400), range(CLIENTS)))
         asking = [pool.submit(_ask, server, over, number) for number in range(CLIENTS)]
-        asking.append(pool.submit(_ask_wrongly, server, over))
+        asking += [pool.submit(ask, server, over) for ask in (_ask_wrongly, _ask_alike, _ask_alike)]
         for one in asking:
             one.result()
 
@@ -72,6 +74,13 @@ def _prompt(seed: int, length: int) -> list[int]:
 def _complete(server: ServerUnderTest, prompt: list[int], policy: Any, tokens: int, temperature: float = 0.0) -> None:
     for _ in server.complete(prompt, policy, stream=True, max_tokens=tokens, temperature=temperature):
         pass
+
+
+def _ask_alike(server: ServerUnderTest, over: Callable[[], bool]) -> None:
+    for seed in itertools.count(-2, -1):
+        if over():
+            return
+        _complete(server, _prompt(-1, 900) + _prompt(seed, 100), SHARING, 20)
 
 
 def _ask_wrongly(server: ServerUnderTest, over: Callable[[], bool]) -> None:

@@ -242,7 +242,7 @@ def test_unknown_model_is_404(client: openai.OpenAI) -> None:
 # -- our own endpoints, metrics -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["/v1/kv/policies", "/v1/kv/policies/streaming", "/v1/kv/stats"])
+@pytest.mark.parametrize("path", ["/v1/kv/policies", "/v1/kv/policies/streaming", "/v1/kv/stats", "/v1/kv/prefixes"])
 def test_endpoints_need_the_key(server: ServerUnderTest, path: str) -> None:
     assert httpx.get(server.url + path).status_code == 401
     assert server.http.get(path).status_code == 200

@@ -41,6 +41,17 @@ def test_what_only_some_sequences_drafted_is_summed_too() -> None:
     assert (outcome["draft_tokens"], outcome["accepted_tokens"]) == (12, 7)
 
 
+def test_what_was_shared_is_summed_and_only_said_by_those_who_asked() -> None:
+    ledger = Ledger()
+    call = ledger.open()
+    ledger.file("0_a", {**_record(call), "shared_tokens": 0})  # it asked, and was the first
+    ledger.file("1_a", {**_record(call), "shared_tokens": 800})
+    assert (ledger.outcome(call) or {})["shared_tokens"] == 800
+    other = ledger.open()
+    ledger.file("0_b", _record(other))
+    assert "shared_tokens" not in (ledger.outcome(other) or {})
+
+
 def test_has_exactly_the_fields_of_an_outcome() -> None:
     ledger = Ledger()
     call = ledger.open()

@@ -36,6 +36,9 @@ CONTRACT = {
     "kvserve_policy_errors_total": "counter",
     "kvserve_pressure_compactions_total": "counter",
     "kvserve_preemptions_avoided_total": "counter",
+    "kvserve_prefix_hits_total": "counter",
+    "kvserve_prefix_tokens_total": "counter",
+    "kvserve_prefix_bytes": "gauge",
     "kvserve_build_info": "gauge",
 }
 
@@ -60,9 +63,10 @@ ON, OFF = _config("kvserve.engine.scheduler.KVScheduler"), _config(None)
 
 
 def _stats(requests: int = 3) -> Any:
-    totals = EngineTotals(resident_bytes=100, full_bytes=400, pool_bytes=1000, preemptions_avoided=1)
+    totals = EngineTotals(resident_bytes=100, full_bytes=400, pool_bytes=1000, preemptions_avoided=1, prefix_bytes=30)
     policy = totals.of("streaming")
     policy.requests, policy.compactions, policy.evicted, policy.blocks_freed = requests, 5, 750.5, 40
+    policy.prefix_hits, policy.prefix_tokens = 2, 1600
     policy.seconds.add(SECONDS, 0.0007)
     policy.seconds.add(SECONDS, 99.0)
     policy.kept.add(SHARES, 0.25)
@@ -132,6 +136,9 @@ def test_values(board: Board) -> None:
     assert samples["kvserve_kv_bytes", "full", "m"] == 400
     assert samples["kvserve_kv_pool_bytes", "m"] == 1000
     assert samples["kvserve_preemptions_avoided_total", "m"] == 1
+    assert samples["kvserve_prefix_hits_total", "m", "streaming"] == 2
+    assert samples["kvserve_prefix_tokens_total", "m", "streaming"] == 1600
+    assert samples["kvserve_prefix_bytes", "m"] == 30
 
 
 def test_histograms_are_cumulative(board: Board) -> None:
@@ -158,6 +165,8 @@ def test_engines_add_up_and_a_newer_snapshot_replaces(board: Board) -> None:
     samples = _samples(board)
     assert samples["kvserve_requests_total", "m", "streaming"] == 10
     assert samples["kvserve_kv_pool_bytes", "m"] == 2000
+    assert samples["kvserve_prefix_tokens_total", "m", "streaming"] == 3200
+    assert samples["kvserve_prefix_bytes", "m"] == 60
     assert samples["kvserve_compaction_seconds_count", "m", "streaming"] == 4
 
 
@@ -182,6 +191,7 @@ def test_before_the_first_report_there_are_zeros_and_no_pool(board: Board) -> No
     samples = _samples(board)
     assert samples["kvserve_kv_bytes", "m", "resident"] == 0
     assert samples["kvserve_preemptions_avoided_total", "m"] == 0
+    assert samples["kvserve_prefix_bytes", "m"] == 0
     assert ("kvserve_kv_pool_bytes", "m") not in samples
 
 

@@ -95,7 +95,7 @@ def test_a_slash_at_the_end_leads_to_the_page(client: TestClient) -> None:
 
 
 def test_data_needs_the_key(client: TestClient) -> None:
-    for path in ("/v1/kv/stats", "/v1/kv/policies"):
+    for path in ("/v1/kv/stats", "/v1/kv/policies", "/v1/kv/prefixes"):
         assert client.get(path).status_code == 401
         assert client.get(path, headers=KEY).status_code == 200
 

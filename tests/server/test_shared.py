@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from kvserve.policy.errors import PolicyError
-from kvserve.stats import EngineTotals, Running
+from kvserve.stats import EngineTotals, Running, SharedPrefix
 from server.metrics.board import Board
 from server.metrics.metrics import export
 from server.metrics.shared import FOLDER, Shared
@@ -58,6 +59,25 @@ def _snapshot(requests: int, pool: int = 1000) -> dict[str, Any]:
     return json.loads(totals.dump())
 
 
+def _holding(*ids: str) -> dict[str, Any]:
+    """An engine with these prefixes."""
+    prefixes = [
+        SharedPrefix(
+            id=id,
+            policy="keydiff",
+            budget=0.25,
+            logical_tokens=800,
+            kept_tokens=200.0,
+            bytes=10,
+            hits=3,
+            age_seconds=5.0,
+            idle_seconds=1.0,
+        )
+        for id in ids
+    ]
+    return json.loads(EngineTotals(prefixes=prefixes, prefix_bytes=10 * len(ids)).dump())
+
+
 def _requests(board: Board) -> int:
     return board.view().totals.policies["knorm"].requests
 
@@ -85,6 +105,28 @@ def test_an_older_snapshot_never_replaces_a_newer(boards: list[Board]) -> None:
     boards[0].post(0, newer)
     boards[1].post(0, older)  # that process was slower
     assert [_requests(board) for board in boards] == [4] * COUNT
+
+
+def test_what_one_process_has_dropped_is_gone_for_all_until_the_engine_speaks_again(boards: list[Board]) -> None:
+    def held(board: Board) -> tuple[list[str], int]:
+        totals = board.view().totals
+        return [prefix["id"] for prefix in totals.prefixes], totals.prefix_bytes
+
+    for index in (0, 1):
+        boards[index].post(index, _holding("a", "b"))
+    boards[2].forget("a")
+    assert [held(board) for board in boards] == [(["b", "b"], 20)] * COUNT
+    boards[1].post(0, _holding("a"))
+    assert [held(board) for board in boards] == [(["a", "b"], 20)] * COUNT
+
+
+def test_prefixes_age_while_no_engine_speaks(boards: list[Board], monkeypatch: pytest.MonkeyPatch) -> None:
+    boards[0].post(0, _holding("a"))
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 60)
+    for board in boards:
+        (prefix,) = board.view().totals.prefixes
+        assert (round(prefix["age_seconds"]), round(prefix["idle_seconds"])) == (65, 61)
 
 
 def test_rejections_of_all_processes_add_up(boards: list[Board]) -> None:
