@@ -15,8 +15,8 @@ from kvserve.cache.records import NO_DRAFTS, Drafts, LayerMemory, Locate, Locati
 from kvserve.channels import Feedback, Plan
 from kvserve.evidence.agreement import Agreement, Apart
 from kvserve.evidence.gather import Gatherer
-from kvserve.evidence.held import HeldRecords
 from kvserve.evidence.observer import Layer, Observer, Upcoming
+from kvserve.evidence.prefix_records import PrefixRecords
 from kvserve.evidence.probe import Probe
 from kvserve.evidence.queries import QueryRings
 from kvserve.evidence.views import LazyViews, Views
@@ -68,7 +68,7 @@ class Compactor:
         self.active: list[Observer] = []  # those that see the layers of the running step
         self._resting = False  # whether observers know that the running step has nothing for them
         self.requests: dict[str, Record] = {}
-        self.held = HeldRecords()  # of shared compressed prefixes
+        self.held = PrefixRecords()  # of shared compressed prefixes
         self.changed = True  # whether requests have come, gone or shrunk since the runner last looked
         self._idle: bool | None = None  # None: to be found out
         self.feedback = Feedback()

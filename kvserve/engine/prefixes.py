@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from vllm.utils.math_utils import cdiv
-from vllm.v1.core.kv_cache_utils import BlockHash, KVCacheBlock, make_block_hash_with_group_id
+from vllm.v1.core.kv_cache_utils import BlockHash, KVCacheBlock, KVCacheBlockCopy, make_block_hash_with_group_id
 from vllm.v1.request import Request
 
 from kvserve.engine.blocks import CompressibleManager
@@ -201,3 +201,9 @@ class Prefixes:
                 assert len(blocks) == self._count(group, held), f"prefix {made.id} of {held} tokens: {blocks}"
                 lost = [b.block_id for b in blocks if b.block_hash is None]
                 assert not lost, f"blocks {lost} of prefix {made.id} are not under its hash any more"
+
+
+def unchained(copies: Sequence[KVCacheBlockCopy] | None) -> list[KVCacheBlockCopy] | None:
+    """The copies of one step, which are done all at once: one of a copy is made from what that is made from."""
+    made_from = {each.dst_block_id: each.src_block_id for each in copies or ()}
+    return [each._replace(src_block_id=made_from.get(each.src_block_id, each.src_block_id)) for each in copies or ()]

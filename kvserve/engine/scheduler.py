@@ -17,7 +17,7 @@ from kvserve.engine.blocks import publish_if
 from kvserve.engine.connector import Hidden, hide
 from kvserve.engine.faults import Faults
 from kvserve.engine.planner import PLANNING, Compaction, Planner, waits
-from kvserve.engine.prefixes import Prefix, Prefixes
+from kvserve.engine.prefixes import Prefix, Prefixes, unchained
 from kvserve.engine.spare import pass_by
 from kvserve.engine.tracked import Tracked, tracked_of
 from kvserve.policy import request as wire
@@ -176,6 +176,7 @@ class _Compressing:
         if made:
             with_plans(output, [plan for each in alive for plan in each.plans])
         if left or taken or dropped:
+            output.kv_cache_block_copies = unchained(output.kv_cache_block_copies)
             with_prefixes(output, PrefixNews(self._kv_left(left, alive), taken, dropped))
         return output
 

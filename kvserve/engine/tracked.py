@@ -16,7 +16,7 @@ from kvserve.policy.evidence import whole
 from kvserve.policy.requirements import Asks, foresees
 
 
-class Start(Protocol):
+class StartingPoint(Protocol):
     """A compressed prefix, as a request that starts from it sees it."""
 
     logical: int  # tokens that need not be read
@@ -83,7 +83,7 @@ class Tracked:
         """It could not be let in after all."""
         self.weights = None if self.weights is weights else self.weights
 
-    def start_from(self, start: Start, prompt: int) -> None:
+    def start_from(self, start: StartingPoint, prompt: int) -> None:
         """The request, of a prompt of so many tokens, goes on from a compressed prefix."""
         self.rounds.begin_with(start.rounds)
         self.prefilled = start.logical >= self.prompt_of(prompt)

@@ -13,10 +13,15 @@ STEPS = 300
 
 
 class Traffic:
-    """Requests with random policies, budgets, lengths, shared prefixes and aborts."""
+    """Requests with random policies, budgets, lengths, shared prefixes and aborts.
 
-    def __init__(self, llm: Any, seed: int, prefix: str = "fuzz", pressure: float = 0.0) -> None:
-        self.pressure = pressure
+    sharing: how many of those that begin alike also share what that is compressed to.
+    """
+
+    def __init__(
+        self, llm: Any, seed: int, prefix: str = "fuzz", pressure: float = 0.0, sharing: float = 0.0
+    ) -> None:  # fmt: skip
+        self.pressure, self.sharing = pressure, sharing
         self.llm, self.random, self.name = llm, random.Random(seed), f"{prefix}{seed}"
         self.prefixes = [harness.tokens(self.random.randrange(40, 400), seed=1000 + i) for i in range(4)]
         self.sent: dict[str, tuple[list[int], Any, int]] = {}
@@ -33,7 +38,7 @@ class Traffic:
         if not registry.get(name).budgeted:
             return {"name": name, "prefill": self.random.choice(["whole", "chunks"])}
         share = self.random.random() < 0.5
-        budget = self.random.choice([0.1, 0.25, 0.5, 0.9]) if share else self.random.randrange(40, 300)
+        budget = self.random.choice([0.1, 0.25, 0.5, 0.9]) if share else max(49, self.random.randrange(40, 300))
         fields: dict[str, Any] = {**chosen, "budget": budget, "slack": self.random.choice([16, 32, 64])}
         if self.random.random() < 0.3:
             fields["prefill"] = "chunks"
@@ -51,10 +56,19 @@ class Traffic:
     def send(self) -> None:
         prompt = list(self.random.choice(self.prefixes)) if self.random.random() < 0.6 else []
         prompt += harness.tokens(self.random.randrange(1, 400), seed=self.random.randrange(10**6))
-        policy, length = self.policy(), self.random.randrange(1, 90)
+        policy, length = self._sharing(prompt) or self.policy(), self.random.randrange(1, 90)
         req_id = f"{self.name}-{len(self.sent)}"
         self.sent[req_id] = (prompt, policy, length)
         self.llm.llm_engine.add_request(req_id, {"prompt_token_ids": prompt}, self.params(req_id))
+
+    def _sharing(self, prompt: list[int]) -> dict[str, Any] | None:
+        """Of the prompts that begin alike, the same policy at the same place."""
+        begun = [i for i, prefix in enumerate(self.prefixes) if prompt[: len(prefix)] == prefix]
+        if not begun or self.random.random() >= self.sharing:
+            return None
+        able = [p for p in harness.policies(self.llm) if p["name"] != "triattention"]
+        at = len(self.prefixes[begun[0]]) - 3 * begun[0]
+        return {**able[begun[0] * 5 % len(able)], "budget": 60 + begun[0], "slack": 32, "at": at, "share": True}
 
     def params(self, req_id: str) -> Any:
         """Sampling parameters of a request that is about to be sent, the same each time."""
@@ -89,6 +103,11 @@ class Traffic:
         check(self.llm, self.seen)
 
 
+def asynchronous(scheduler: Any) -> bool:
+    """Whether the worker may be a step behind."""
+    return bool(scheduler.scheduler_config.async_scheduling)
+
+
 def states(llm: Any) -> list[tuple[Any, ...]]:
     """Who waits for what, for people."""
     scheduler = harness.scheduler(llm)
@@ -112,10 +131,15 @@ def check(llm: Any, seen: Counter[str]) -> None:
     managers = scheduler.kv_cache_manager.coordinator.single_type_managers
     holdings = [b for m in managers for blocks in m.req_to_blocks.values() for b in blocks if not b.is_null]
     owners: Counter[int] = Counter(b.block_id for b in holdings)
+    for _, blocks in scheduler.deferred_frees:  # copies that may still be under way
+        owners.update(b.block_id for b in blocks)
     held = {b.block_id for b in pool.blocks if b.ref_cnt > 0 and not b.is_null}
     assert held == set(owners), "blocks with references that no request holds, or the reverse"
     assert all(pool.blocks[i].ref_cnt == n for i, n in owners.items()), "reference counts"
     assert pool.get_num_free_blocks() == len(pool.blocks) - 1 - len(held), "free list"
+    told = {each.id for each in scheduler.kv_prefixes} - set(runner.kv.held._held)
+    assert not told or asynchronous(scheduler), "prefixes that the worker does not have"
+    seen["prefixes"] += len(scheduler.kv_prefixes)
     running = {r.request_id: r for r in scheduler.running}
     for req_id, written in harness.block_rows(runner).items():
         if req_id not in running:

@@ -1,12 +1,14 @@
 """Shared compressed prefixes: who starts from one says what it would have said had it compressed the prompt itself."""
 
 import random
+from functools import partial
 from typing import Any
 
 import pytest
 from vllm.exceptions import VLLMValidationError
 
 from tests.engine import harness
+from tests.engine.fuzz import Traffic
 from tests.engine.test_pool import drain
 
 PROMPT = harness.tokens(330, seed=7)
@@ -21,8 +23,17 @@ def llm(request):
     with harness.scheduling(asynchronous):
         engine = harness.start(blocks=256 * groups, max_num_batched_tokens=160, options={"groups": groups})
     yield engine
-    drain(engine)
-    check(engine)
+    harness.stop(engine)
+
+
+@pytest.fixture(scope="module", params=[(1, False), (4, True)], ids=["1group", "4groups-async"])
+def small(request):
+    groups, asynchronous = request.param
+    with harness.scheduling(asynchronous):
+        engine = harness.start(
+            blocks=130 * groups + 1, max_model_len=1024, max_num_batched_tokens=256, options={"groups": groups}
+        )
+    yield engine
     harness.stop(engine)
 
 
@@ -34,7 +45,8 @@ def check(llm) -> None:
 
 
 def policies(llm) -> list[dict[str, Any]]:
-    return [p for p in harness.policies(llm) if p["name"] != "ksa"]
+    more = {"triattention": {"protect_prompt": False}}
+    return [{**p, **more.get(p["name"], {})} for p in harness.policies(llm)]
 
 
 def ask(llm, policy, prompt=PROMPT, length=40, **more) -> tuple[list[int], list[float], dict[str, Any]]:
@@ -49,23 +61,36 @@ def own(llm, policy, prompt=PROMPT, length=40, **more):
     return ask(llm, {**policy, "share": False}, prompt, length, **more)
 
 
-def test_same_as_compressing_itself(llm):
-    """Every policy, with compactions after the shared one, and another text behind the prefix."""
+@pytest.mark.parametrize("index", range(len(PLACES)))
+def test_same_as_compressing_itself(llm, index):
+    """With compactions after the shared one, and another text behind the prefix: all policies, each at one place."""
+    for i, policy in enumerate(policies(llm)):
+        if i % len(PLACES) == index:
+            same(llm, policy, *PLACES[index])
+
+
+@pytest.mark.slow
+def test_all_policies_at_all_places(llm):
     for policy in policies(llm):
-        for budget, at in PLACES:
-            asked = {**policy, "budget": budget, "at": at, "slack": 16, "share": True}
-            other = PROMPT[:at] + harness.tokens(70, seed=99)
-            expected, expected_other = own(llm, asked), own(llm, asked, other)
-            assert llm.reset_prefix_cache()
-            found = [ask(llm, asked), ask(llm, asked), ask(llm, asked, other)]
-            where = f"{policy['name']} {budget} {at}"
-            assert [tokens for tokens, _, _ in found] == [expected[0], expected[0], expected_other[0]], where
-            assert max(abs(a - b) for a, b in zip(found[1][1], expected[1], strict=True)) < 1e-4, where
-            assert [usage["shared_tokens"] for _, _, usage in found] == [0, at, at], where
-            same = ("logical_tokens", "kept_tokens", "evicted_tokens", "full_bytes", "resident_bytes")
-            assert [found[1][2][name] for name in same] == [expected[2][name] for name in same], where
-            assert found[1][2]["compactions"] == expected[2]["compactions"] - 1, where
-            harness.scheduler(llm).check_integrity()
+        for place in PLACES:
+            same(llm, policy, *place)
+
+
+def same(llm, policy, budget, at):
+    asked = {**policy, "budget": budget, "at": at, "slack": 16, "share": True}
+    other = PROMPT[:at] + harness.tokens(70, seed=99)
+    expected, expected_other = own(llm, asked), own(llm, asked, other)
+    assert llm.reset_prefix_cache()
+    found = [ask(llm, asked), ask(llm, asked), ask(llm, asked, other)]
+    where = f"{policy['name']} {budget} {at}"
+    assert [tokens for tokens, _, _ in found] == [expected[0], expected[0], expected_other[0]], where
+    assert max(abs(a - b) for a, b in zip(found[1][1], expected[1], strict=True)) < 1e-4, where
+    usage, alone = found[1][2], expected[2]
+    assert [each["shared_tokens"] for _, _, each in found] == [0, at, at], where
+    for name in ("logical_tokens", "kept_tokens", "evicted_tokens", "full_bytes", "resident_bytes"):
+        assert usage[name] == alone[name], (where, name)
+    assert usage["compactions"] == alone["compactions"] - 1, where
+    harness.scheduler(llm).check_integrity()
 
 
 def test_many_at_once(llm):
@@ -106,7 +131,7 @@ def test_a_conversation_starts_from_what_the_last_turn_left(llm):
     assert llm.reset_prefix_cache()
     shared = []
     for at in (100, 180, 300):
-        tokens, _, usage = ask(llm, {**policy, "at": at}, PROMPT[: at + 20], length=8)
+        usage = ask(llm, {**policy, "at": at}, PROMPT[: at + 20], length=8)[2]
         shared.append(usage["shared_tokens"])
         assert usage["kept_tokens"] <= 0.25 * at + 20 + 8 + 128
         assert usage["compactions"] == 1
@@ -193,6 +218,52 @@ def test_dropped_while_it_is_used(llm):
     assert not len(harness.runner(llm).kv.held)
 
 
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3, 4))])
+def test_traffic(small, seed):
+    """On a tiny pool, each step checked: prefixes are made, taken and given away; answers stay what they are."""
+    before, hits = harness.free_blocks(small), taken(small)
+    late = compacted_late(small)
+    traffic = Traffic(small, seed, f"share{seed}-", sharing=0.8)
+    traffic.run(90)
+    assert set(traffic.answers) | traffic.aborted == set(traffic.sent)
+    drain(small)
+    check(small)
+    assert harness.free_blocks(small) == before
+    assert taken(small) > hits
+    assert traffic.seen["prefixes"] > 0
+    sharing = [r for r, (_, policy, _) in traffic.sent.items() if policy and "share" in policy and r in traffic.answers]
+    for req_id in sharing:
+        prompt, policy, length = traffic.sent[req_id]
+        if not any(other.startswith(f"{req_id}-") for other in late):
+            assert own(small, policy, prompt, length)[0] == traffic.answers[req_id], req_id
+
+
+def taken(llm) -> int:
+    return sum(each.prefix_hits for each in harness.scheduler(llm).kv.totals.policies.values())
+
+
+def compacted_late(llm) -> set[str]:
+    """Requests whose compaction found no blocks to go to when it was due: what they keep depends on load."""
+    late = set()
+    for manager in harness.scheduler(llm).kv.managers.values():
+        manager.compact = partial(noting, type(manager).compact, manager, late)
+    return late
+
+
+def noting(compact, manager, late, req_id, *args):
+    moved = compact(manager, req_id, *args)
+    if moved is None:
+        late.add(req_id)
+    return moved
+
+
+def test_nothing_is_left(llm):
+    drain(llm)
+    check(llm)
+    assert harness.free_blocks(llm) == 256 * len(harness.scheduler(llm).kv.managers) - 1
+    assert not harness.runner(llm).kv.requests and not len(harness.runner(llm).kv.queries)
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
@@ -226,11 +297,7 @@ def test_a_pool_with_no_room_for_copies():
         for _ in range(3):
             outputs = harness.generate(llm, prompts * 2, asked * 2, warm=True)
             assert [harness.said(output)[0] for output in outputs] == expected * 2
-            check_after(llm)
+            drain(llm)
+            check(llm)
     finally:
         harness.stop(llm)
-
-
-def check_after(llm) -> None:
-    drain(llm)
-    check(llm)

@@ -10,7 +10,7 @@ from kvserve.evidence.observer import Observer
 
 
 @dataclass
-class Held:
+class PrefixRecord:
     """A request's record as it was when its prefix had been compressed; nothing in it is shared with a request."""
 
     offset: dict[int, int]
@@ -19,18 +19,18 @@ class Held:
     observed: dict[Observer, Any]
 
 
-class HeldRecords:
+class PrefixRecords:
     """Those of one worker, by prefix."""
 
     def __init__(self) -> None:
-        self._held: dict[str, Held] = {}
+        self._held: dict[str, PrefixRecord] = {}
 
     def __len__(self) -> int:
         return len(self._held)
 
     def keep(self, prefix_id: str, record: Record, logical: int) -> None:
         """A request has been compacted at `logical` tokens, and others may start from there."""
-        self._held[prefix_id] = Held(
+        self._held[prefix_id] = PrefixRecord(
             dict(record.offset),
             _apart(record.layers),
             record.divided,
