@@ -1,0 +1,163 @@
+"""`python -m evals.sharing`: one document with many questions, and conversations, compressed once or every time.
+
+Beside plain prefix caching (`full`) and the same policies without `share`.
+"""
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from evals.server import BLOCK, serving
+from evals.sharing import conversation, document
+from evals.sharing.report import Sharing
+from measuring.command import INTERRUPTED, at_least, listed, measured
+from measuring.machine import about
+from measuring.repetitions import Repetitions
+from measuring.server import ServerDied
+from models.fetch import located
+from models.fetchable import DEFAULT
+from models.wheels import FetchError
+
+PARTS = ("document", "conversation")
+STEP = 5
+"""Turns that a row of the conversation's table stands for."""
+
+
+@dataclass(frozen=True)
+class SharingSettings:
+    """Lengths in tokens; copies: of the document that the pool holds uncompressed."""
+
+    model: str
+    dtype: str
+    parts: tuple[str, ...]
+    policies: tuple[str, ...]
+    budget: float
+    length: int
+    questions: int
+    copies: float
+    conversations: int
+    turns: int
+    turn: int
+
+    @property
+    def turn_budget(self) -> int:
+        """Tokens that a conversation is compressed to: of its whole length, the share that a document keeps."""
+        return round(self.budget * self.turns * self.turn)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of one request, at most: lengths are guessed from words."""
+        return max(self.length, self.turns * (self.turn + conversation.ROOM)) * 5 // 4 + 256
+
+    def blocks(self, part: str) -> int:
+        """Of the pool, one of which vLLM keeps for itself; a conversation has room enough."""
+        tokens = self.copies * self.length if part == "document" else 2 * self.longest
+        return round(max(tokens, self.longest) / BLOCK) + 1
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser("python -m evals.sharing", description=__doc__, allow_abbrev=False)
+    made.add_argument("model", nargs="?", default=DEFAULT, help="a folder, or a fetched model (default: %(default)s)")
+    made.add_argument("--parts", default=",".join(PARTS), help="(default: %(default)s)")
+    made.add_argument("--policies", nargs="+", required=True, metavar="NAME", help="keydiff, say; full is added")
+    made.add_argument("--budget", type=float, default=0.25, help="share of the tokens that stay (default: %(default)s)")
+    made.add_argument("--length", type=int, default=8192, metavar="N", help="of the document (default: %(default)s)")
+    made.add_argument("--questions", type=int, default=64, metavar="N", help="about it (default: %(default)s)")
+    made.add_argument("--copies", type=float, default=1.5, metavar="N", help="the pool holds (default: %(default)s)")
+    made.add_argument("--conversations", type=int, default=3, metavar="N", help="(default: %(default)s)")
+    made.add_argument("--turns", type=int, default=20, metavar="N", help="of each (default: %(default)s)")
+    made.add_argument("--turn", type=int, default=250, metavar="N", help="tokens of a turn (default: %(default)s)")
+    made.add_argument("--dtype", default="bfloat16", help="of the server (default: %(default)s)")
+    made.add_argument("--out", type=Path, default=Path("results/sharing.json"), help="(default: %(default)s)")
+    return made
+
+
+def chosen(argv: Sequence[str] | None) -> tuple[SharingSettings, Path]:
+    """Parsed and checked; exits with a message that names the flag and what is allowed."""
+    made = parser()
+    args = made.parse_args(argv)
+    at_least(made, args, length=256, questions=2, copies=1, conversations=1, turns=2, turn=64)
+    if not 0 < args.budget < 1:
+        made.error(f"--budget is {args.budget}; allowed: between 0 and 1")
+    parts = tuple(listed(made, "--parts", args.parts, PARTS))
+    given = {name: value for name, value in vars(args).items() if name not in ("out", "policies", "parts")}
+    return SharingSettings(**given, parts=parts, policies=tuple(args.policies)), args.out
+
+
+async def ask_about_a_document(settings: SharingSettings, url: str, found: Repetitions) -> None:
+    """Each way once: they share no prefix, since each has a salt of its own."""
+    items = document.questions(settings.length, settings.questions)
+    ways: list[tuple[str, dict[str, Any]]] = [("full, prefix cache", {"name": "full"})]
+    for name in settings.policies:
+        policy = {"name": name, "budget": settings.budget, "decode": False}
+        ways += [(f"{name}, each itself", policy), (f"{name}, shared", {**policy, "share": True})]
+    for way, policy in ways:
+        found.add("document", way, **await document.measured(url, items, policy))
+
+
+async def converse(settings: SharingSettings, url: str, found: Repetitions) -> None:
+    """A case for every STEP turns of each way, named by the last of them."""
+    rows: dict[str, list[list[tuple[Any, float, bool]]]] = {}
+    for number in range(settings.conversations):
+        said = conversation.turns(settings.turns, settings.turn, number)
+        full = await conversation.had(url, said, {"name": "full"}, None)
+        history = [given.text for given, _ in full]
+        for name in ("full", *settings.policies):
+            policy = {
+                "name": name,
+                "budget": settings.turn_budget,
+                "decode": False,
+                "at": "last_message",
+                "share": True,
+            }
+            had = full if name == "full" else await conversation.had(url, said, policy, history)
+            compared = [(g, r, g.text == text) for (g, r), text in zip(had, history, strict=True)]
+            rows.setdefault(name, []).append(compared)
+    for name, many in rows.items():
+        for last in range(STEP, settings.turns + 1, STEP):
+            these = [turn for had in many for turn in had[last - STEP : last]]
+            held = [had[last - 1][0].bytes for had in many]
+            if name == "full":  # the server says it of those that are compressed
+                held = [had[last - 1][0].full_bytes for had in rows[settings.policies[0]]]
+            ends = [had[last - 1][0] for had in many]
+            found.add(
+                "conversation",
+                f"{name}, turn {last}",
+                right=fmean(right for _, right, _ in these),
+                agrees=fmean(same for _, _, same in these),
+                ttft_s=median(given.first for given in ends),
+                held_mb=median(held) / 1e6,
+                cached=median(given.cached for given in ends),
+            )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0 measured, 1 no server or no model, 2 wrong usage, 130 interrupted."""
+    settings, out = chosen(argv)
+    found = Repetitions()
+    report = Sharing(found, replace(settings, model=Path(settings.model).name), about(), out)
+    work = {"document": ask_about_a_document, "conversation": converse}
+
+    def measure() -> None:
+        located(settings.model)
+        for part in settings.parts:
+            print(f"evals.sharing: {part}: starting a server", file=sys.stderr)
+            flags = [settings.model, "--dtype", settings.dtype, "--max-model-len", str(settings.longest)]
+            flags += ["--num-gpu-blocks-override", str(settings.blocks(part)), "--kv-groups", "1"]
+            with serving([*flags, "--enable-prompt-tokens-details"]) as url:
+                asyncio.run(work[part](settings, url, found))
+
+    try:
+        return 0 if measured(measure, report) else INTERRUPTED
+    except (ServerDied, FetchError) as error:
+        print(f"evals.sharing: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
