@@ -17,7 +17,10 @@ WATCHED = {"vllm:kv_cache_usage_perc": "pool", "vllm:num_requests_running": "run
 
 
 class Given(NamedTuple):
-    """One answer. Seconds from when it was asked for; bytes that its cache held at the end, whole blocks; of `full` it is not known."""
+    """One answer. Seconds from when it was asked for; bytes that its cache held at the end, in whole blocks.
+
+    A server does not say the bytes of `full`.
+    """
 
     text: str
     first: float
