@@ -289,6 +289,26 @@ def _overfill(server: ServerUnderTest, policy: Any) -> tuple[Change, Any]:
     raise AssertionError("the two requests never ran together")
 
 
+def test_a_shared_prefix(server: ServerUnderTest) -> None:
+    """Made, taken twice, listed, dropped: whichever API process is asked."""
+    change, text = Change(server), _tokens(500, next(SEEDS))
+    policy = {"name": "keydiff", "budget": 0.5, "at": 400, "share": True}
+
+    def shared(end: int) -> int:
+        return int(server.complete(text[:400] + _tokens(60, end), policy).usage.kv_cache["shared_tokens"])
+
+    assert [shared(1), shared(2), shared(3)] == [0, 400, 400]
+    wait_for(lambda: change.of("kvserve_prefix_hits_total", "keydiff") == 2)
+    assert change.of("kvserve_prefix_tokens_total", "keydiff") == 800
+    [held] = server.http.get("/v1/kv/prefixes").json()["data"]
+    assert (held["logical_tokens"], held["kept_tokens"], held["hits"]) == (400, 200, 2)
+    assert held["bytes"] == 2 * block_bytes() == server.metric("kvserve_prefix_bytes")
+    path = f"/v1/kv/prefixes/{held['id']}"
+    assert server.http.delete(path).json() == {"id": held["id"], "deleted": True}
+    assert server.http.delete(path).status_code == 404
+    assert shared(4) == 0
+
+
 # -- labels -------------------------------------------------------------------------------------------
 
 
