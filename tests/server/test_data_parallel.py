@@ -55,3 +55,21 @@ def test_engines_add_up(tmp_path: Path) -> None:
         with pytest.raises(openai.BadRequestError, match="KV cache holds"):  # in one engine, not in both together
             server.client.completions.create(model=MODEL, prompt=_tokens(3500, 0), max_tokens=1)
         assert server.metric("kvserve_policy_rejections_total", reason="too_long") == 1
+
+
+def test_a_prefix_is_dropped_in_whichever_engine_it_is(tmp_path: Path) -> None:
+    command = ["kvserve", "serve", "mini", "--data-parallel-size", "2", "--max-model-len", "4096"]
+    command += ["--kv-resident-tokens", "2048", "--num-gpu-blocks-override", str(BLOCKS + 1)]
+    with serving(tmp_path / "log", command) as server:
+        for number in range(6):
+            policy = {"name": "keydiff", "budget": 0.5, "at": 500, "share": True}
+            server.complete(_tokens(600, number), policy, max_tokens=200)
+
+        def held() -> list[str]:
+            return [each["id"] for each in server.http.get("/v1/kv/prefixes").json()["data"]]
+
+        wait_for(lambda: len(held()) == 6)
+        for prefix_id in held():
+            assert server.http.delete(f"/v1/kv/prefixes/{prefix_id}").json()["deleted"]
+            assert server.http.delete(f"/v1/kv/prefixes/{prefix_id}").status_code == 404
+        assert held() == []
