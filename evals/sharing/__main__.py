@@ -24,6 +24,8 @@ from models.fetchable import DEFAULT
 from models.wheels import FetchError
 
 PARTS = ("document", "conversation")
+CONTROLS = ("streaming", "random")
+"""What answers are compared with; how long they would take without sharing is not measured."""
 STEP = 5
 """Turns that a row of the conversation's table stands for."""
 
@@ -95,7 +97,8 @@ async def ask_about_a_document(settings: SharingSettings, url: str, found: Repet
     ways: list[tuple[str, dict[str, Any]]] = [("full, prefix cache", {"name": "full"})]
     for name in settings.policies:
         policy = {"name": name, "budget": settings.budget, "decode": False}
-        ways += [(f"{name}, each itself", policy), (f"{name}, shared", {**policy, "share": True})]
+        itself = [] if name in CONTROLS else [(f"{name}, each itself", policy)]
+        ways += [*itself, (f"{name}, shared", {**policy, "share": True})]
     for way, policy in ways:
         found.add("document", way, **await document.measured(url, items, policy))
 
