@@ -14,6 +14,7 @@ from typing import Any
 
 from evals.server import BLOCK, serving
 from evals.sharing import conversation, document
+from evals.sharing.conversation import TurnFound
 from evals.sharing.report import Sharing
 from measuring.command import INTERRUPTED, at_least, listed, measured
 from measuring.machine import about
@@ -105,12 +106,13 @@ async def ask_about_a_document(settings: SharingSettings, url: str, found: Repet
 
 async def converse(settings: SharingSettings, url: str, found: Repetitions) -> None:
     """A case for every STEP turns of each way, named by the last of them."""
-    rows: dict[str, list[list[tuple[Any, float, bool]]]] = {}
+    rows: dict[str, list[list[TurnFound]]] = {}
     for number in range(settings.conversations):
         said = conversation.turns(settings.turns, settings.turn, number)
-        full = await conversation.had(url, said, {"name": "full"}, None)
-        history = [given.text for given, _ in full]
-        for name in ("full", *settings.policies):
+        full = await conversation.had(url, said, {"name": "full"}, None, STEP, number)
+        rows.setdefault("full", []).append(full)
+        history = [turn.given.text for turn in full]
+        for name in settings.policies:
             policy = {
                 "name": name,
                 "budget": settings.turn_budget,
@@ -118,25 +120,30 @@ async def converse(settings: SharingSettings, url: str, found: Repetitions) -> N
                 "at": "last_message",
                 "share": True,
             }
-            had = full if name == "full" else await conversation.had(url, said, policy, history)
-            compared = [(g, r, g.text == text) for (g, r), text in zip(had, history, strict=True)]
-            rows.setdefault(name, []).append(compared)
+            rows.setdefault(name, []).append(await conversation.had(url, said, policy, history, STEP, number))
+            print(f"evals.sharing: conversation {number + 1}: {name}", file=sys.stderr, flush=True)
     for name, many in rows.items():
         for last in range(STEP, settings.turns + 1, STEP):
-            these = [turn for had in many for turn in had[last - STEP : last]]
-            held = [had[last - 1][0].bytes for had in many]
-            if name == "full":  # the server says it of those that are compressed
-                held = [had[last - 1][0].full_bytes for had in rows[settings.policies[0]]]
-            ends = [had[last - 1][0] for had in many]
-            found.add(
-                "conversation",
-                f"{name}, turn {last}",
-                right=fmean(right for _, right, _ in these),
-                agrees=fmean(same for _, _, same in these),
-                ttft_s=median(given.first for given in ends),
-                held_mb=median(held) / 1e6,
-                cached=median(given.cached for given in ends),
-            )
+            found.add("conversation", f"{name}, turn {last}", **_compared(rows, many, last, settings.policies[0]))
+
+
+def _compared(
+    rows: dict[str, list[list[TurnFound]]], many: list[list[TurnFound]], last: int, compressed: str
+) -> dict[str, float]:
+    """What the turns up to `last` came to; what `full` holds, the server says of one that is compressed."""
+    these = slice(last - STEP, last)
+    ends = [had[last - 1].given for had in many]
+    held = [end.bytes or other[last - 1].given.full_bytes for end, other in zip(ends, rows[compressed], strict=True)]
+    pairs = [
+        pair for had, full in zip(many, rows["full"], strict=True) for pair in zip(had[these], full[these], strict=True)
+    ]
+    return {
+        "right": fmean(right for had in many for right in had[last - 1].rights),
+        "agrees": fmean(turn.given.text == other.given.text for turn, other in pairs),
+        "ttft_s": median(end.first for end in ends),
+        "held_mb": median(held) / 1e6,
+        "cached": median(end.cached for end in ends),
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,7 +1,8 @@
 """A conversation that is compressed with every turn: what each turn holds, how soon it begins, and what it still knows.
 
-Each turn tells a fact in some sentences of essays and asks for one of an earlier turn. All ways are told the same
-history, with the answers that `full` gave, so that they can be compared turn by turn.
+Each turn tells a fact in some sentences of essays. After every few turns, questions about facts of all turns so far are
+asked, each as if it were the next turn; the conversation goes on without them. All ways are told the answers that
+`full` gave, so that they can be compared turn by turn.
 """
 
 import time
@@ -18,12 +19,23 @@ from models.tasks.facts import key_pairs
 
 ROOM = 24
 """Tokens of an answer, at most."""
+PROBES = 5
+"""Questions at a time."""
 WORDING = WORDINGS["pass key"]
+GO_ON = "Write the sentence that comes next."
 
 
 class ConversationTurn(NamedTuple):
     told: str  # what the user says
-    answer: str  # what is right
+    ask: str  # what asks for its fact
+    answer: str
+
+
+class TurnFound(NamedTuple):
+    """What a turn came to; rights: of the questions behind it, none where none were asked."""
+
+    given: Given
+    rights: list[float]
 
 
 def turns(count: int, tokens: int, number: int) -> list[ConversationTurn]:
@@ -32,23 +44,32 @@ def turns(count: int, tokens: int, number: int) -> list[ConversationTurn]:
     keys = key_pairs(rng, count)
     numbers = [str(value) for value in rng.sample(range(10**6, 10**7), count)]
     made = []
-    for i, (key, value) in enumerate(zip(keys, numbers, strict=True)):
-        asked = rng.randrange(max(0, i - 8), i + 1)
+    for key, value in zip(keys, numbers, strict=True):
         text = essays().weave(rng, [WORDING.fact.format(key=key, value=value)], tokens)
-        made.append(ConversationTurn(f"{text}\n\n{WORDING.ask.format(key=keys[asked])}", numbers[asked]))
+        made.append(ConversationTurn(f"{text}\n\n{GO_ON}", WORDING.ask.format(key=key), value))
     return made
 
 
+def probed(said: list[ConversationTurn], number: int) -> list[ConversationTurn]:
+    """Whose facts are asked for behind the last of these turns."""
+    return Random(f"probes/{number}/{len(said)}").sample(said, min(PROBES, len(said)))
+
+
 async def had(
-    url: str, said: list[ConversationTurn], policy: dict[str, Any], history: list[str] | None
-) -> list[tuple[Given, float]]:
-    """Each turn's answer, and whether it is right; history: the assistant's answers, its own if None."""
+    url: str, said: list[ConversationTurn], policy: dict[str, Any], history: list[str] | None, every: int, number: int
+) -> list[TurnFound]:
+    """Each turn; history: the assistant's answers, its own if None. Questions are asked after `every` turns."""
     salt, messages, found = f"{policy} {time.time_ns()}", list[dict[str, str]](), []
     async with AsyncOpenAI(base_url=f"{url}/v1", api_key="-", timeout=3600, max_retries=0) as client:
         for i, turn in enumerate(said):
             messages.append({"role": "user", "content": turn.told})
-            begun = policy["name"] == "full" or i == 0  # nothing stands before the first message
-            given = await ask(client, messages, {"name": "full"} if begun else policy, salt, ROOM)
-            found.append((given, score("niah_single", given.text, turn.answer)))
+            begun = {"name": "full"} if i == 0 else policy  # nothing stands before the first message
+            given = await ask(client, messages, begun, salt, ROOM)
             messages.append({"role": "assistant", "content": history[i] if history else given.text})
+            rights = []
+            for probe in probed(said[: i + 1], number) if (i + 1) % every == 0 else ():
+                asked = [*messages, {"role": "user", "content": probe.ask}]
+                answer = await ask(client, asked, policy, salt, ROOM)
+                rights.append(score("niah_single", answer.text, probe.answer))
+            found.append(TurnFound(given, rights))
     return found

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from evals.sharing.conversation import PROBES
 from measuring import report
 
 COLUMNS = {
@@ -31,6 +32,7 @@ class Sharing(report.Report):
             f"{sizes.copies} of it; the first is asked alone, the others at once. `shared`: what the first left, "
             "compressed, is used by the others. **conversation**: "
             f"{sizes.conversations} of {sizes.turns} turns of about {sizes.turn} tokens, compressed before the last "
-            f"message to {sizes.turn_budget} tokens; all are told the answers of `full`. Medians over conversations; "
-            "right and as `full` (the same text) are means over the turns since the one named before."
+            f"message to {sizes.turn_budget} tokens; all are told the answers of `full`. Right: of {PROBES} questions "
+            "about facts of all turns so far, asked behind the turn that is named. As `full`: of the answers of this "
+            "turn and the four before, those that are the same text. Medians over conversations."
         )

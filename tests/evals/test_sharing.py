@@ -49,36 +49,41 @@ def test_every_needle_is_asked_for():
     assert len({item.answer for item in items}) == 5
 
 
-def test_turns_ask_for_what_was_told():
+def test_questions_are_about_what_was_told():
     said = conversation.turns(6, 100, 0)
-    told = ""
-    for turn in said:
-        told += turn.told
-        assert turn.answer in told
+    for i, turn in enumerate(said):
+        assert turn.answer in turn.told
+        asked = conversation.probed(said[: i + 1], 0)
+        assert len(asked) == min(conversation.PROBES, i + 1) and set(asked) <= set(said[: i + 1])
     assert said != conversation.turns(6, 100, 1)
 
 
 def test_all_are_told_what_full_answered(monkeypatch, tmp_path):
-    """The first turn has nothing to compress; a row stands for five turns."""
+    """The first turn has nothing to compress; questions are not told later."""
     seen = []
 
     async def fake(client, messages, policy, salt, room):
-        seen.append((policy["name"], [m["content"] for m in messages if m["role"] == "assistant"]))
+        said = [m["content"] for m in messages]
+        seen.append((policy["name"], said[1::2]))
         held = (0, 0) if policy["name"] == "full" else (10**6, 4 * 10**6)
-        return Given(f"{policy['name']} {len(messages)}", 1.0, 2.0, *held, 0, 7)
+        known = [word.strip(".") for text in said for word in text.split() if word.strip(".").isdigit()]
+        text = " ".join(known) if said[-1].endswith("only.") else f"{policy['name']} {len(messages)}"
+        return Given(text, 1.0, 2.0, *held, 0, 7)
 
     monkeypatch.setattr(conversation, "ask", fake)
     settings, _ = sharing.chosen(["mini", "--policies", "keydiff", "--turns", "5", "--conversations", "1"])
     found = Repetitions()
     asyncio.run(sharing.converse(settings, "http://nobody", found))
-    assert [name for name, _ in seen] == ["full"] * 6 + ["keydiff"] * 4
-    assert seen[-1][1] == ["full 1", "full 3", "full 5", "full 7"]
-    assert found.raw("conversation", "keydiff, turn 5", "agrees") == [0.2]
-    assert found.raw("conversation", "full, turn 5", "held_mb") == [4.0]
-    assert found.raw("conversation", "keydiff, turn 5", "held_mb") == [1.0]
+    assert [name for name, _ in seen] == ["full"] * 11 + ["keydiff"] * 9
+    assert seen[-1][1] == ["full 1", "full 3", "full 5", "full 7", "full 9"]
+    for way, held, agrees in (("full", 4.0, 1.0), ("keydiff", 1.0, 0.2)):
+        case = ("conversation", f"{way}, turn 5")
+        assert found.raw(*case, "held_mb") == [held]
+        assert found.raw(*case, "agrees") == [agrees]
+        assert found.raw(*case, "right") == [1.0]
     report = Sharing(found, settings, ABOUT, tmp_path / "sharing.json")
     report.write()
-    assert "| conversation | keydiff, turn 5 | 0.0 | 20 |" in report.text()
+    assert "| conversation | keydiff, turn 5 | 100.0 | 20 |" in report.text()
 
 
 @pytest.mark.slow
