@@ -16,6 +16,8 @@ from kvserve.stats import Outcome
 from measuring import server
 
 KEY = "test-key"
+FORKING = str(Path(__file__).parents[1] / "forking")
+"""On PYTHONPATH: an engine's processes are forked, and a server is there in less than half of the time."""
 MODEL = "kvserve-mini"
 FIELDS = {field.name for field in fields(Outcome) if field.default is MISSING}
 """Of usage.kv_cache, those that are always there: neither what layers had to share, nor what was drafted."""
@@ -46,9 +48,14 @@ def wait_for(condition: Callable[[], bool], seconds: float = 15.0) -> None:
 
 
 @contextmanager
-def serving(log: Path, command: list[str], more: dict[str, str] | None = None) -> Iterator[ServerUnderTest]:
-    """`launched`, once it is healthy."""
-    with launched(log, command, more) as started:
+def serving(
+    log: Path, command: list[str], more: dict[str, str] | None = None, *, as_users_do: bool = False
+) -> Iterator[ServerUnderTest]:
+    """`launched`, once it is healthy. as_users_do: its engine starts processes as it always does, see FORKING."""
+    environ = {"PYTHONPATH": os.environ.get("PYTHONPATH", ""), **(more or {})}
+    if not as_users_do:
+        environ["PYTHONPATH"] = os.pathsep.join(filter(None, [FORKING, environ["PYTHONPATH"]]))
+    with launched(log, command, environ) as started:
         started.wait_until_healthy()
         yield started
 
