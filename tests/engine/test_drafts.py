@@ -74,24 +74,31 @@ def plain(groups, asynchronous, extent):
     return asked, said
 
 
-@pytest.fixture(scope="module", params=[*GROUPS, "async draft_model", "async eagle3"])
-def llm(request, tmp_path_factory):
-    method = request.param.split()[-1]
+METHODS = [*GROUPS, "async draft_model", "async eagle3"]
+
+
+@pytest.fixture(scope="module", params=[*METHODS, *(pytest.param(f"all {m}", marks=pytest.mark.slow) for m in METHODS)])
+def engine_and_answers(request, tmp_path_factory):
+    """An engine with drafts, and `plain`: by then its engine has stopped, and two would share what vLLM has one of."""
+    *how, method = request.param.split()
     speculative = {"ngram": NGRAM, "draft_model": MICRO}.get(method)
     speculative = speculative or drafters.eagle3(tmp_path_factory.mktemp("drafters") / "eagle3")
-    asynchronous = method != request.param
+    asynchronous = "async" in how
+    extent = "all" if "all" in how else "some" if method == "ngram" else "sample"
+    expected = plain(GROUPS[method], asynchronous, extent)
     engine = started(GROUPS[method], asynchronous, speculative_config=speculative)
-    yield engine
+    yield engine, expected
     harness.stop(engine)
 
 
-@pytest.mark.parametrize("extent", ["some", pytest.param("all", marks=pytest.mark.slow)])
-def test_same_tokens(llm, extent):
+@pytest.fixture
+def llm(engine_and_answers):
+    return engine_and_answers[0]
+
+
+def test_same_tokens(engine_and_answers):
+    llm, (asked, expected) = engine_and_answers
     method = harness.runner(llm).speculative_config.method
-    asynchronous = harness.scheduler(llm).scheduler_config.async_scheduling
-    if extent == "some" and method != "ngram":
-        extent = "sample"
-    asked, expected = plain(GROUPS[method], asynchronous, extent)
     said = answers(llm, asked)
     for (_, policy), (was, record), (now, again) in zip(asked, expected, said, strict=True):
         assert now[0] == was[0], policy
