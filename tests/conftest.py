@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from more, and spin on busy machines
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")  # vLLM drafts n-grams with numba, which sets the number for torch too
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
@@ -36,10 +37,11 @@ evals/distance/test_asking.py policies/test_ksa.py
 SHARED = ("tests/clients/", "tests/deploy/")
 """Packages of tests that use one server together, in the order of their files."""
 LONGEST = """
-clients/ engine/test_modes.py server/test_http.py zoo/test_shapes.py server/test_faults.py server/test_browser.py
-server/test_other_apis.py server/test_counts.py server/test_canary_adapter.py deploy/ server/test_default_server.py
-server/test_calibrate.py engine/test_faults.py engine/test_fuzz.py loadtests/test_command.py engine/test_reference.py
-engine/test_moves.py engine/test_preempted.py
+clients/ engine/test_reference.py engine/test_modes.py engine/test_drafts.py server/test_counts.py engine/test_faults.py
+deploy/ server/test_browser.py engine/test_connectors.py engine/test_preempted.py engine/test_pipeline.py
+evals/test_measuring.py engine/test_ksa.py server/test_calibrate.py server/test_http.py server/test_other_apis.py
+server/test_canary_server.py server/test_canary_adapter.py server/test_default_server.py engine/test_v2.py
+engine/test_fuzz.py loadtests/test_command.py zoo/test_shapes.py examples/
 """.split()
 """What takes longest comes first where several processes share the tests, so that none is alone at the end."""
 

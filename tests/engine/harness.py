@@ -1,15 +1,18 @@
 """Starting engines in this process and looking inside them."""
 
+import atexit
 import gc
 import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any
+from weakref import WeakSet
 
 from vllm import LLM, SamplingParams
 from vllm.model_executor.models.transformers import base as backend
+from vllm.platforms.cpu import CpuPlatform
 
 from kvserve.policy import registry
 from kvserve.policy.errors import PolicyError
@@ -20,6 +23,16 @@ BLOCK = 32
 # vLLM's Transformers backend prepares transformers' own classes for compilation. These engines do not compile, and
 # whoever makes such a model later, in the same process, would be asked for an engine's configuration.
 backend.Base._decorate_cls_for_torch_compile = lambda *args, **kwargs: None  # type: ignore[method-assign]
+
+# While an engine starts and stops vLLM looks through all objects for garbage six times, and through all modules for
+# kernels to replace: most of the time that an engine takes which is asked little. Here what is there while no engine is
+# stays out of the collector's sight for good, and the kernels are replaced once.
+_freeze, _engines = gc.freeze, WeakSet[LLM]()
+atexit.register(gc.unfreeze)
+gc.freeze = gc.unfreeze = lambda: None
+CpuPlatform.register_triton_kernel_overrides = staticmethod(  # type: ignore[method-assign]
+    cache(CpuPlatform.register_triton_kernel_overrides)
+)
 
 
 def start(
@@ -45,7 +58,12 @@ def start(
             "additional_config": {"kvserve": {"trace": True, **(options or {})}},
         }
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
-    return LLM(**settings)
+    gc.collect()
+    if not _engines:
+        _freeze()
+    llm = LLM(**settings)
+    _engines.add(llm)
+    return llm
 
 
 def stop(llm: LLM) -> None:
@@ -153,8 +171,6 @@ def selections(llm: LLM) -> list[Any]:
 @contextmanager
 def scheduling(asynchronous: bool) -> Iterator[None]:
     """Engines started inside schedule asynchronously, which vLLM switches off on CPU as not worth it."""
-    from vllm.platforms.cpu import CpuPlatform
-
     stock = CpuPlatform.__dict__["check_and_update_config"]
 
     def kept(cls: Any, vllm_config: Any) -> None:

@@ -164,7 +164,7 @@ def test_traffic_with_preemptions(llm):
     assert copier.loaded > loaded
 
 
-@pytest.mark.parametrize("steps", [1, 2, 5, 20])
+@pytest.mark.parametrize("steps", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 5)), 20])
 def test_aborts(llm, steps):
     engine = llm.llm_engine
     for _ in range(2):

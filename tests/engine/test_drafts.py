@@ -16,6 +16,8 @@ from tests.engine.fuzz import Traffic
 from tests.engine.test_pool import drain
 from tests.engine.test_preempted import run
 
+SAMPLE = ("h2o", "snapkv", "streaming", "elastic-cache")
+"""One that gathers mass, one that reads queries, one that goes by positions and one that merges."""
 PROMPTS = [(harness.tokens(100, seed=n) * 8)[: 300 + 110 * n] for n in range(3)]
 LENGTH = 160
 """More than may wait to be counted together: see kvserve.evidence.gather."""
@@ -54,41 +56,51 @@ def fields(llm):
     return [None, *({**each, "budget": 100, "slack": 32} for each in every), *wider, {"name": "snapkv", "at": 170}]
 
 
-def answers(llm, policies):
+def answers(llm, asked):
     """What is said to each prompt with each policy, and the record of it."""
-    prompts = [prompt for prompt in PROMPTS for _ in policies]
-    outputs = harness.generate(llm, prompts, policies * len(PROMPTS), LENGTH)
+    prompts, policies = zip(*asked, strict=True)
+    outputs = harness.generate(llm, list(prompts), list(policies), LENGTH)
     return [(harness.said(output), (output.kv_transfer_params or {}).get("kvserve")) for output in outputs]
 
 
 @cache
-def plain(groups, asynchronous):
-    """Policies, and what is said without drafts. What a worker finds out comes a step later if asynchronous."""
+def plain(groups, asynchronous, extent):
+    """Prompts with policies, and what is said without drafts. A worker's news come a step later if asynchronous."""
     llm = started(groups, asynchronous)
-    policies = fields(llm)
-    said = answers(llm, policies)
+    policies = [p for p in fields(llm) if extent != "sample" or p is None or p["name"] in SAMPLE]
+    asked = [(prompt, policy) for prompt in (PROMPTS if extent == "all" else PROMPTS[1:2]) for policy in policies]
+    said = answers(llm, asked)
     harness.stop(llm)
-    return policies, said
+    return asked, said
 
 
-@pytest.fixture(scope="module", params=[*GROUPS, "async draft_model", "async eagle3"])
-def llm(request, tmp_path_factory):
-    method = request.param.split()[-1]
+METHODS = [*GROUPS, "async draft_model", "async eagle3"]
+
+
+@pytest.fixture(scope="module", params=[*METHODS, *(pytest.param(f"all {m}", marks=pytest.mark.slow) for m in METHODS)])
+def engine_and_answers(request, tmp_path_factory):
+    """An engine with drafts, and `plain`: by then its engine has stopped, and two would share what vLLM has one of."""
+    *how, method = request.param.split()
     speculative = {"ngram": NGRAM, "draft_model": MICRO}.get(method)
     speculative = speculative or drafters.eagle3(tmp_path_factory.mktemp("drafters") / "eagle3")
-    asynchronous = method != request.param
-    plain(GROUPS[method], asynchronous)
+    asynchronous = "async" in how
+    extent = "all" if "all" in how else "some" if method == "ngram" else "sample"
+    expected = plain(GROUPS[method], asynchronous, extent)
     engine = started(GROUPS[method], asynchronous, speculative_config=speculative)
-    yield engine
+    yield engine, expected
     harness.stop(engine)
 
 
-def test_same_tokens(llm):
+@pytest.fixture
+def llm(engine_and_answers):
+    return engine_and_answers[0]
+
+
+def test_same_tokens(engine_and_answers):
+    llm, (asked, expected) = engine_and_answers
     method = harness.runner(llm).speculative_config.method
-    asynchronous = harness.scheduler(llm).scheduler_config.async_scheduling
-    policies, expected = plain(GROUPS[method], asynchronous)
-    said = answers(llm, policies)
-    for policy, (was, record), (now, again) in zip(policies * len(PROMPTS), expected, said, strict=True):
+    said = answers(llm, asked)
+    for (_, policy), (was, record), (now, again) in zip(asked, expected, said, strict=True):
         assert now[0] == was[0], policy
         assert max(abs(a - b) for a, b in zip(now[1], was[1], strict=True)) < 1e-3, policy
         if policy is not None:
@@ -96,14 +108,14 @@ def test_same_tokens(llm):
             assert again["kept_tokens"] == record["kept_tokens"]
             assert "draft_tokens" not in record
             assert again["accepted_tokens"] <= again["draft_tokens"] > 0
-    assert method == "eagle3" or sum(record["accepted_tokens"] for _, record in said if record) > 1000
-    assert sum(r["accepted_tokens"] < r["draft_tokens"] for _, r in said if r) > 10, "hardly a draft was rejected"
+    assert method == "eagle3" or sum(r["accepted_tokens"] for _, r in said if r) > 13 * len(said)
+    assert sum(r["accepted_tokens"] < r["draft_tokens"] for _, r in said if r) > len(said) / 8, "hardly any is rejected"
     drain(llm)
     assert not harness.runner(llm).kv.requests
     assert not len(harness.runner(llm).kv.queries)
 
 
-@pytest.mark.parametrize("name", ["h2o", "streaming", "snapkv"])
+@pytest.mark.parametrize("name", ["h2o", "snapkv", pytest.param("streaming", marks=pytest.mark.slow)])
 def test_same_after_a_preemption(llm, name):
     policy = {"name": name, "budget": 100, "slack": 32}
     expected, _, kept = run(llm, policy)

@@ -1,6 +1,7 @@
 """What the engine knows of the loaded model reaches the process that checks requests, however they are connected."""
 
 import pytest
+from vllm import envs
 
 from kvserve.policy.types import OtherGroup
 from kvserve.startup.facts import facts_of
@@ -12,6 +13,7 @@ from tests.engine.test_hybrid import folder  # noqa: F401
 def test_the_api_process_knows_what_the_engine_knows(folder, processes, monkeypatch):  # noqa: F811
     """A model of 4 layers with a window of 64 and 2 of full attention, in a process of its own or not."""
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", str(processes))
+    monkeypatch.setitem(envs.environment_variables, "VLLM_WORKER_MULTIPROC_METHOD", lambda: "fork")  # quicker
     llm = harness.start(model=folder, skip_tokenizer_init=True, max_model_len=1024, blocks=512, options={"groups": 2})
     assert hasattr(llm.llm_engine.engine_core, "engine_core") == (not processes)
     facts = facts_of(llm.llm_engine.vllm_config)

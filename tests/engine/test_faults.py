@@ -14,6 +14,7 @@ import pytest
 
 from kvserve.engine.failure import PolicyFailed
 from tests.engine import harness, raising, taught
+from tests.server.running import forking
 
 BLOCKS = 512
 PROMPTS = [harness.tokens(200, seed=i) for i in range(4)]
@@ -163,7 +164,7 @@ def test_tensor_parallel(tmp_path):
 def run(batches, env):
     done = subprocess.run(
         [sys.executable, "-m", "tests.engine.test_faults", json.dumps(batches)],
-        env={**os.environ, **env}, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=420,
+        env=forking({**os.environ, **env}), cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=420,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])

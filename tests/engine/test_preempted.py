@@ -22,7 +22,11 @@ POLICIES = [
 ]
 
 
-@pytest.fixture(scope="module", params=[(1, False), (4, False), (4, True)], ids=["sync", "4groups", "4groups-async"])
+@pytest.fixture(
+    scope="module",
+    params=[(1, False), pytest.param((4, False), marks=pytest.mark.slow), (4, True)],
+    ids=["sync", "4groups", "4groups-async"],
+)
 def llm(request):
     groups, asynchronous = request.param
     with harness.scheduling(asynchronous):

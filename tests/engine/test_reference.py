@@ -156,7 +156,7 @@ def same(engine, expected, case, size):
     return rounds
 
 
-@pytest.mark.parametrize("size", [300, 700])
+@pytest.mark.parametrize("size", [300, pytest.param(700, marks=pytest.mark.slow)])  # 300 are two steps of 160
 @pytest.mark.parametrize("index", range(len(CASES)), ids=lambda i: f"{i}-{CASES[i][0]}-{CASES[i][1]['budget']}")
 def test_same_as_reference(llm, expected, index, size):
     same(llm, expected, CASES[index], size)

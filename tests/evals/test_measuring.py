@@ -16,6 +16,7 @@ from evals.options import chosen
 from evals.oracle import Oracle
 from evals.protocols import kv_policy
 from models import MINI
+from tests.server.running import forking
 
 PLANTED = Path(__file__).parent / "planted"
 
@@ -24,7 +25,7 @@ PLANTED = Path(__file__).parent / "planted"
 def server():
     """Base address, and the folder of the oracle."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(PLANTED))
+        patch.setenv("PYTHONPATH", forking({"PYTHONPATH": str(PLANTED)})["PYTHONPATH"])
         patch.setenv("OMP_NUM_THREADS", "1")
         with asked(chosen(["mini"]).args) as found:
             yield found

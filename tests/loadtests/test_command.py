@@ -1,6 +1,7 @@
 """The command."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import loadtests.__main__ as command
 from loadtests import generator
 from loadtests.measurements import Measurements
 from loadtests.sizes import LONG, QUICK, SHORT, LoadSizes
+from tests.server.running import forking
 
 
 def test_help_names_every_option_and_scenario(capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,9 +104,8 @@ def test_what_must_hold_and_does_not_fails_the_run(
 
 
 def _quick(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "loadtests", "--quick", "--out", str(out), *arguments], capture_output=True, text=True
-    )
+    command = [sys.executable, "-m", "loadtests", "--quick", "--out", str(out), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=forking(os.environ))
 
 
 def test_a_real_server_answers_several_policies_and_counts_them(tmp_path: Path) -> None:

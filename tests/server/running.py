@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -16,6 +16,7 @@ from kvserve.stats import Outcome
 from measuring import server
 
 KEY = "test-key"
+FORKING = Path(__file__).parents[1] / "forking"
 MODEL = "kvserve-mini"
 FIELDS = {field.name for field in fields(Outcome) if field.default is MISSING}
 """Of usage.kv_cache, those that are always there: neither what layers had to share, nor what was drafted."""
@@ -45,9 +46,18 @@ def wait_for(condition: Callable[[], bool], seconds: float = 15.0) -> None:
         time.sleep(0.1)
 
 
+def forking(environ: Mapping[str, str]) -> dict[str, str]:
+    """An environment whose engines fork their processes, and are there in less than half of the time: see FORKING."""
+    return {**environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(FORKING), environ.get("PYTHONPATH")]))}
+
+
 @contextmanager
-def serving(log: Path, command: list[str], more: dict[str, str] | None = None) -> Iterator[ServerUnderTest]:
-    """`launched`, once it is healthy."""
+def serving(
+    log: Path, command: list[str], more: dict[str, str] | None = None, *, as_users_do: bool = False
+) -> Iterator[ServerUnderTest]:
+    """`launched`, once it is healthy. as_users_do: its engine starts processes as it always does, not `forking`."""
+    if not as_users_do:
+        more = forking({"PYTHONPATH": os.environ.get("PYTHONPATH", ""), **(more or {})})
     with launched(log, command, more) as started:
         started.wait_until_healthy()
         yield started

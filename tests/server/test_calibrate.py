@@ -14,6 +14,7 @@ from kvserve.evidence import calibration
 from kvserve.startup.guard import UnsupportedError
 from models import MINI
 from server.cli.corpus import CorpusError, text_of, windows
+from tests.server.running import forking
 
 TEXT = "Mira keeps the green ledger in drawer 417. " * 60 + "The lamp in the hall was bought in Oslo in 1932. " * 60
 WINDOW, TOKENS = 512, 1024
@@ -126,7 +127,7 @@ def test_server_refuses_another_models_file(made, tmp_path):
     save_file(load_file(made[2]), other, metadata={"format": calibration.FORMAT, "config": "0" * 64, "model": "other"})
     command = [sys.executable, "-m", "server.cli.main", "serve", "mini", "--kv-calibration", str(other), "--port", "0"]
     command += ["--enforce-eager", "--dtype", "float32", "--max-model-len", "2048"]
-    env = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
+    env = forking({**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"})
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
     assert done.returncode != 0
     assert "was made for another model (other)" in done.stdout + done.stderr

@@ -36,7 +36,7 @@ def test_engines_add_up(tmp_path: Path) -> None:
         "4096",
     ]
     command += ["--kv-resident-tokens", "2048", "--num-gpu-blocks-override", str(BLOCKS + 1)]
-    with serving(tmp_path / "log", command) as server:
+    with serving(tmp_path / "log", command, as_users_do=True) as server:
 
         def ask(number: int) -> Any:
             return server.complete(_tokens(600, number), POLICIES[number % 3]).usage

@@ -24,7 +24,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(log: Path) -> Iterator[ServerUnderTest]:
-    with serving(log, ["kvserve", "serve", "mini"], {"VLLM_LOGGING_LEVEL": "INFO"}) as running:
+    with serving(log, ["kvserve", "serve", "mini"], {"VLLM_LOGGING_LEVEL": "INFO"}, as_users_do=True) as running:
         yield running
 
 

@@ -33,7 +33,7 @@ def test_default_policy(tmp_path: Path) -> None:
         "--kv-groups",
         "2",
     ]
-    with serving(tmp_path / "log", command) as server:
+    with serving(tmp_path / "log", command, as_users_do=True) as server:
         assert server.complete(TEXT).usage.kv_cache["policy"] == "streaming"
         assert server.complete(TEXT, "knorm:0.25").usage.kv_cache["policy"] == "knorm"
         assert not hasattr(server.complete(TEXT, "full").usage, "kv_cache")
@@ -48,7 +48,7 @@ def test_plain_vllm_serve_switched_on_by_options(tmp_path: Path) -> None:
         "--worker-cls",
         "kvserve.engine.worker.KVWorker",
     ]
-    with serving(tmp_path / "log", command) as server:
+    with serving(tmp_path / "log", command, as_users_do=True) as server:
         answer = server.complete(TEXT, extra_body=XARGS)
         assert len(answer.choices[0].text) > 0
         wait_for(lambda: server.metric("kvserve_compactions_total", policy="streaming") >= 1)
@@ -58,7 +58,7 @@ def test_plain_vllm_serve_switched_on_by_options(tmp_path: Path) -> None:
 
 
 def test_stock_vllm_refuses_a_policy(tmp_path: Path) -> None:
-    with serving(tmp_path / "log", PLAIN) as server:
+    with serving(tmp_path / "log", PLAIN, as_users_do=True) as server:
         assert server.complete(TEXT).choices[0].text
         with pytest.raises(openai.BadRequestError, match="kvserve serve"):
             server.complete(TEXT, extra_body=XARGS)
@@ -70,7 +70,7 @@ def test_without_a_policy_every_metric_of_vllm_is_as_on_stock_vllm(tmp_path: Pat
     kvserve = ["kvserve", "serve", "mini", "--max-model-len", "4096"]
     seen = []
     for command in (PLAIN, kvserve):
-        with serving(tmp_path / "log", command) as server:
+        with serving(tmp_path / "log", command, as_users_do=True) as server:
             server.complete(TEXT)
             wait_for(lambda server=server: server.metric("vllm:request_success_total") == 1)  # type: ignore[misc]
             families = text_string_to_metric_families(server.http.get("/metrics").text)

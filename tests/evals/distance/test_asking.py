@@ -1,13 +1,16 @@
 """`python -m evals.distance` asks a real server, and summary tokens answer over HTTP like any other policy."""
 
 import json
+import os
 
 import pytest
 
 from evals.distance.__main__ import main
+from tests.server.running import forking
 
 
-def test_two_items_of_every_cell(tmp_path, capsys):
+def test_two_items_of_every_cell(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", forking(os.environ)["PYTHONPATH"])
     out = tmp_path / "distance.json"
     assert main(["--items", "2", "--lengths", "512", "--out", str(out)]) == 0
     said = capsys.readouterr().out
