@@ -25,8 +25,6 @@ from models.fetchable import DEFAULT
 from models.wheels import FetchError
 
 PARTS = ("document", "conversation")
-CONTROLS = ("streaming", "random")
-"""What answers are compared with; how long they would take without sharing is not measured."""
 STEP = 5
 """Turns that a row of the conversation's table stands for."""
 
@@ -40,6 +38,7 @@ class SharingSettings:
     parts: tuple[str, ...]
     policies: tuple[str, ...]
     budget: float
+    shared_only: bool
     length: int
     questions: int
     copies: float
@@ -69,6 +68,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--parts", default=",".join(PARTS), help="(default: %(default)s)")
     made.add_argument("--policies", nargs="+", required=True, metavar="NAME", help="keydiff, say; full is added")
     made.add_argument("--budget", type=float, default=0.25, help="share of the tokens that stay (default: %(default)s)")
+    made.add_argument(
+        "--shared-only", action="store_true", help="of a document: other policies beside an earlier table"
+    )
     made.add_argument("--length", type=int, default=8192, metavar="N", help="of the document (default: %(default)s)")
     made.add_argument("--questions", type=int, default=64, metavar="N", help="about it (default: %(default)s)")
     made.add_argument("--copies", type=float, default=1.5, metavar="N", help="the pool holds (default: %(default)s)")
@@ -93,14 +95,16 @@ def chosen(argv: Sequence[str] | None) -> tuple[SharingSettings, Path]:
 
 
 async def ask_about_a_document(settings: SharingSettings, url: str, found: Repetitions) -> None:
-    """Each way once: they share no prefix, since each has a salt of its own."""
+    """Each way once; they share no prefix, since each has a salt of its own. The first policy also without `share`."""
     items = document.questions(settings.length, settings.questions)
     ways: list[tuple[str, dict[str, Any]]] = [("full, prefix cache", {"name": "full"})]
     for name in settings.policies:
         policy = {"name": name, "budget": settings.budget, "decode": False}
-        itself = [] if name in CONTROLS else [(f"{name}, each itself", policy)]
+        itself = [(f"{name}, each itself", policy)] if name == settings.policies[0] else []
         ways += [*itself, (f"{name}, shared", {**policy, "share": True})]
     for way, policy in ways:
+        if settings.shared_only and "share" not in policy:
+            continue
         found.add("document", way, **await document.measured(url, items, policy))
 
 

@@ -29,7 +29,7 @@ def llm(request, tmp_path_factory):
 def test_a_little_traffic(llm):
     """What runs on the V2 runner in every `make test`, see test_v2: its interpreted kernels take a minute for it."""
     before = harness.free_blocks(llm)
-    traffic = Traffic(llm, 7)
+    traffic = Traffic(llm, 7, sharing=0.5)
     traffic.run(25)
     assert set(traffic.answers) | traffic.aborted == set(traffic.sent)
     drain(llm)
@@ -42,7 +42,7 @@ def test_a_little_traffic(llm):
 def test_traffic(llm, seed):
     before = harness.free_blocks(llm)
     preempted = count_preemptions(llm)
-    traffic = Traffic(llm, seed)
+    traffic = Traffic(llm, seed, sharing=0.3)
     traffic.run(100)
     ended = set(traffic.answers) | traffic.aborted
     assert ended == set(traffic.sent)
