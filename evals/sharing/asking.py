@@ -16,7 +16,7 @@ EVERY = 0.2
 WATCHED = {"vllm:kv_cache_usage_perc": "pool", "vllm:num_requests_running": "running"}
 
 
-class Given(NamedTuple):
+class SharingAnswer(NamedTuple):
     """One answer. Seconds from when it was asked for; bytes that its cache held at the end, in whole blocks.
 
     A server does not say the bytes of `full`.
@@ -32,7 +32,7 @@ class Given(NamedTuple):
 
 
 @dataclass
-class Watch:
+class PoolSeen:
     """The most at once: share of the pool that running requests held, and how many ran."""
 
     pool: float = 0.0
@@ -40,9 +40,9 @@ class Watch:
 
 
 @asynccontextmanager
-async def watching(url: str) -> AsyncIterator[Watch]:
+async def watching(url: str) -> AsyncIterator[PoolSeen]:
     """Looks while the block runs."""
-    seen = Watch()
+    seen = PoolSeen()
 
     async def look() -> None:
         async with httpx.AsyncClient(base_url=url, timeout=60) as http:
@@ -60,7 +60,7 @@ async def watching(url: str) -> AsyncIterator[Watch]:
         task.cancel()
 
 
-async def ask(client: AsyncOpenAI, messages: list[dict[str, str]], policy: Any, salt: str, room: int) -> Given:
+async def ask(client: AsyncOpenAI, messages: list[dict[str, str]], policy: Any, salt: str, room: int) -> SharingAnswer:
     """Greedy, `room` tokens at most. A last message of the assistant is gone on with."""
     begun = messages[-1]["role"] == "assistant"
     extra = {"kv_policy": policy, "cache_salt": salt, "add_generation_prompt": not begun}
@@ -79,7 +79,7 @@ async def ask(client: AsyncOpenAI, messages: list[dict[str, str]], policy: Any, 
     whole = time.perf_counter() - start
     kept = (usage.model_extra or {}).get("kv_cache") or {}
     cached = usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details else 0
-    return Given(
+    return SharingAnswer(
         text,
         first or whole,
         whole,

@@ -14,7 +14,7 @@ from openai import AsyncOpenAI
 from evals.essays import essays
 from evals.ruler import WORDINGS
 from evals.scorers import score
-from evals.sharing.asking import Given, ask
+from evals.sharing.asking import SharingAnswer, ask
 from models.tasks.facts import key_pairs
 
 ROOM = 24
@@ -34,7 +34,7 @@ class ConversationTurn(NamedTuple):
 class TurnFound(NamedTuple):
     """What a turn came to; rights: of the questions behind it, none where none were asked."""
 
-    given: Given
+    given: SharingAnswer
     rights: list[float]
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from evals.sharing import __main__ as sharing
 from evals.sharing import conversation, document
-from evals.sharing.asking import Given
+from evals.sharing.asking import SharingAnswer
 from evals.sharing.report import Sharing
 from measuring.repetitions import Repetitions
 from tests.evals.test_load import ABOUT
@@ -68,7 +68,7 @@ def test_all_are_told_what_full_answered(monkeypatch, tmp_path):
         held = (0, 0) if policy["name"] == "full" else (10**6, 4 * 10**6)
         known = [word.strip(".") for text in said for word in text.split() if word.strip(".").isdigit()]
         text = " ".join(known) if said[-1].endswith("only.") else f"{policy['name']} {len(messages)}"
-        return Given(text, 1.0, 2.0, *held, 0, 7)
+        return SharingAnswer(text, 1.0, 2.0, *held, 0, 7)
 
     monkeypatch.setattr(conversation, "ask", fake)
     settings, _ = sharing.chosen(["mini", "--policies", "keydiff", "--turns", "5", "--conversations", "1"])
