@@ -21,6 +21,8 @@ POLICIES = [
     None, "scissorhands:0.25", "snapkv:100", "random:100", "streaming:0.3", "elastic-cache:100", "h2o:100", "tova:100",
     "expected-attention:100", "rkv:100", {"name": "triattention", "budget": 100, "protect_prompt": False}, "ksa",
 ]  # fmt: skip
+SHARED = {"name": "h2o", "budget": 90, "at": 500, "slack": 16, "share": True}
+"""Asked twice, one after the other: who makes a compressed prefix, and who starts from it."""
 MODES = {
     "async": {"asynchronous": True},
     "processes": {"env": {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}},
@@ -39,13 +41,19 @@ ELSEWHERE = [mode for mode, setting in MODES.items() if "env" in setting or mode
 
 
 def answers(model, asynchronous=False, engine=None, options=None, prompts=3):
-    """Tokens and log-probabilities of the last prompts with every policy, in one batch."""
+    """Of the last prompts with every policy, in one batch, and then with a prefix that is shared.
+
+    Tokens and log-probabilities; compactions and tokens of a shared prefix.
+    """
     with harness.scheduling(asynchronous):
         llm = harness.start(model=model, options=options, **(engine or {}))
     texts = [p for p in PROMPTS[-prompts:] for _ in POLICIES]
     outputs = harness.generate(llm, texts, POLICIES * prompts, 60)
+    for _ in range(2):
+        outputs += harness.generate(llm, PROMPTS[-1:], [SHARED], 60, warm=True)
     said = [harness.said(o) for o in outputs]
-    counts = [(o.kv_transfer_params or {}).get("kvserve", {}).get("compactions", 0) for o in outputs]
+    usages = [(o.kv_transfer_params or {}).get("kvserve", {}) for o in outputs]
+    counts = [[usage.get(name, 0) for name in ("compactions", "shared_tokens")] for usage in usages]
     harness.stop(llm)
     return said, counts
 
@@ -64,6 +72,7 @@ def plain(model):
     "mode", [pytest.param(mode, marks=pytest.mark.slow) if mode in SLOW else mode for mode in MODES]
 )
 def test_same_answers(mode, model, plain):
+    assert [shared for _, shared in plain[1][-2:]] == [0, SHARED["at"]]
     said, counts = (elsewhere if mode in ELSEWHERE else answers)(model, **MODES[mode])
     expected, expected_counts = (part[-len(said) :] for part in plain)
     assert counts == expected_counts
