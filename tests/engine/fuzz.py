@@ -8,6 +8,8 @@ from kvserve.engine.blocks import CompressibleManager
 from kvserve.policy import registry
 from tests.engine import harness
 
+LEAST = 49
+"""Tokens that any policy may be told to keep, beside those that it protects."""
 STEPS = 300
 """Of the engine, for each request: more than any needs, if nothing is stuck."""
 
@@ -38,7 +40,11 @@ class Traffic:
         if not registry.get(name).budgeted:
             return {"name": name, "prefill": self.random.choice(["whole", "chunks"])}
         share = self.random.random() < 0.5
-        budget = self.random.choice([0.1, 0.25, 0.5, 0.9]) if share else max(49, self.random.randrange(40, 300))
+        budget = (
+            self.random.choice([0.1, 0.25, 0.5, 0.9])
+            if share
+            else self.random.randrange(LEAST if self.sharing else 40, 300)
+        )
         fields: dict[str, Any] = {**chosen, "budget": budget, "slack": self.random.choice([16, 32, 64])}
         if self.random.random() < 0.3:
             fields["prefill"] = "chunks"
@@ -64,7 +70,7 @@ class Traffic:
     def _sharing(self, prompt: list[int]) -> dict[str, Any] | None:
         """Of the prompts that begin alike, the same policy at the same place."""
         begun = [i for i, prefix in enumerate(self.prefixes) if prompt[: len(prefix)] == prefix]
-        if not begun or self.random.random() >= self.sharing:
+        if not begun or not self.sharing or self.random.random() >= self.sharing:
             return None
         able = [p for p in harness.policies(self.llm) if p["name"] != "triattention"]
         at = len(self.prefixes[begun[0]]) - 3 * begun[0]

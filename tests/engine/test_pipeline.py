@@ -72,8 +72,9 @@ def nothing_is_left(llm):
 
 def test_facts_are_those_of_the_whole_model(llm, alone):
     facts, whole = harness.scheduler(llm).kv.facts, harness.scheduler(alone).kv.facts
-    problem = facts.side_pass_problem
-    assert facts == whole._replace(pipeline_parallel=2, side_pass_problem=problem)
+    problems = {name: getattr(facts, name) for name in ("side_pass_problem", "share_problem")}
+    assert all("pipeline stages" in problem for problem in problems.values())
+    assert facts == whole._replace(pipeline_parallel=2, **problems)
     assert harness.scheduler(llm).kv.layers == [(0, 2), (1, 3)] == harness.scheduler(alone).kv.layers
     assert harness.scheduler(llm).kv.totals.pool_bytes == harness.scheduler(alone).kv.totals.pool_bytes
 
