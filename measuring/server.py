@@ -43,7 +43,9 @@ class Server:
         self, url: str, process: "subprocess.Popen[bytes]", log: Path, headers: Mapping[str, str] | None = None
     ) -> None:
         self.url, self.process, self._log = url, process, log
-        self.http = httpx.Client(base_url=url, headers=headers, timeout=60)
+        # The server closes idle connections after five seconds, as httpx would: sooner here, or both may meet.
+        limits = httpx.Limits(keepalive_expiry=1.0)
+        self.http = httpx.Client(base_url=url, headers=headers, timeout=60, limits=limits)
 
     def wait_until_healthy(self) -> None:
         """Raises ServerDied if it ends, or does not answer in time."""

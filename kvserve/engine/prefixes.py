@@ -203,7 +203,7 @@ class Prefixes:
                 assert not lost, f"blocks {lost} of prefix {made.id} are not under its hash any more"
 
 
-def unchained(copies: Sequence[KVCacheBlockCopy] | None) -> list[KVCacheBlockCopy] | None:
+def unchained(copies: Sequence[KVCacheBlockCopy]) -> list[KVCacheBlockCopy]:
     """The copies of one step, which are done all at once: one of a copy is made from what that is made from."""
-    made_from = {each.dst_block_id: each.src_block_id for each in copies or ()}
-    return [each._replace(src_block_id=made_from.get(each.src_block_id, each.src_block_id)) for each in copies or ()]
+    made_from = {each.dst_block_id: each.src_block_id for each in copies}
+    return [each._replace(src_block_id=made_from.get(each.src_block_id, each.src_block_id)) for each in copies]

@@ -176,7 +176,8 @@ class _Compressing:
         if made:
             with_plans(output, [plan for each in alive for plan in each.plans])
         if left or taken or dropped:
-            output.kv_cache_block_copies = unchained(output.kv_cache_block_copies)
+            copies = output.kv_cache_block_copies
+            output.kv_cache_block_copies = unchained(copies) if copies else copies
             with_prefixes(output, PrefixNews(self._kv_left(left, alive), taken, dropped))
         return output
 

@@ -42,7 +42,7 @@ def test_a_little_traffic(llm):
 def test_traffic(llm, seed):
     before = harness.free_blocks(llm)
     preempted = count_preemptions(llm)
-    traffic = Traffic(llm, seed, sharing=0.3)
+    traffic = Traffic(llm, seed)
     traffic.run(100)
     ended = set(traffic.answers) | traffic.aborted
     assert ended == set(traffic.sent)

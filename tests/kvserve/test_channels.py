@@ -94,7 +94,7 @@ def test_the_docs_name_all_that_pack_and_unpack() -> None:
     named = {name.strip(" `") for row in rows for name in row}
     functions = inspect.getmembers(channels, inspect.isfunction)
     ours = {name for name, each in functions if each.__module__ == channels.__name__ and not name.startswith("_")}
-    assert len(rows) == 7 and named == ours | {"Asked.of", "Asked.into"}
+    assert len(rows) == 8 and named == ours | {"Asked.of", "Asked.into"}
 
 
 def test_feedback_of_an_earlier_stage_is_one_more_tensor_and_never_reaches_the_model() -> None:

@@ -129,4 +129,3 @@ def test_a_cleared_cache_clears_them(prefixes, manager, pool):
 def test_one_of_a_copy_is_made_from_the_first():
     copies = [KVCacheBlockCopy(1, 2), KVCacheBlockCopy(2, 3), KVCacheBlockCopy(5, 6)]
     assert unchained(copies) == [KVCacheBlockCopy(1, 2), KVCacheBlockCopy(1, 3), KVCacheBlockCopy(5, 6)]
-    assert unchained(None) == []
