@@ -1,7 +1,8 @@
 """The server that is asked, through the official client."""
 
+import time
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from openai import AsyncOpenAI, BadRequestError, NotFoundError
 
@@ -143,6 +144,28 @@ def _why(error: BadRequestError) -> str:
     """What the server said."""
     body = error.body if isinstance(error.body, dict) else {}
     return str(body.get("message", error.message))
+
+
+class Streamed(NamedTuple):
+    """What a stream brought; seconds from a moment before it was asked for."""
+
+    text: str
+    usage: Any
+    first: float
+    whole: float
+
+
+async def streamed(stream: Any, start: float) -> Streamed:
+    """A chat's stream, to its end; start: when it was asked for, by time.perf_counter()."""
+    first, text, usage = None, "", None
+    async for chunk in stream:
+        usage = chunk.usage or usage
+        piece = chunk.choices[0].delta.content if chunk.choices else None
+        if piece:
+            first = first or time.perf_counter() - start
+            text += piece
+    whole = time.perf_counter() - start
+    return Streamed(text, usage, first or whole, whole)
 
 
 def said(text: str, usage: Any) -> Said:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from openai import AsyncOpenAI
 
-from evals.endpoint import continued, said
+from evals.endpoint import continued, said, streamed
 from evals.items import Item
 from evals.scorers import score
 
@@ -61,17 +61,11 @@ async def asked(url: str, items: Sequence[Item], policy: str, tokens: int) -> Lo
 
 
 async def _answer(client: AsyncOpenAI, model: str, item: Item, policy: str, tokens: int, salt: str) -> TimedAnswer:
-    start, first, text, usage = time.perf_counter(), None, "", cast("Any", None)
+    start = time.perf_counter()
     extra = {"kv_policy": policy, "cache_salt": salt, "ignore_eos": True, **continued(item)}
     stream: Any = await client.chat.completions.create(
         model=model, messages=cast("Any", item.messages), max_completion_tokens=tokens, temperature=0, stream=True,
         stream_options={"include_usage": True}, extra_body=extra,
     )  # fmt: skip
-    async for chunk in stream:
-        usage = chunk.usage or usage
-        piece = chunk.choices[0].delta.content if chunk.choices else None
-        if piece:
-            first = first or time.perf_counter() - start
-            text += piece
-    whole = time.perf_counter() - start
-    return TimedAnswer(text, usage.completion_tokens, first or whole, whole, said(text, usage).bytes)
+    text, usage, first, whole = await streamed(stream, start)
+    return TimedAnswer(text, usage.completion_tokens, first, whole, said(text, usage).bytes)

@@ -11,6 +11,8 @@ import httpx
 from openai import AsyncOpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
+from evals.endpoint import streamed
+
 EVERY = 0.2
 """Seconds between two looks at the pool."""
 WATCHED = {"vllm:kv_cache_usage_perc": "pool", "vllm:num_requests_running": "running"}
@@ -64,24 +66,19 @@ async def ask(client: AsyncOpenAI, messages: list[dict[str, str]], policy: Any, 
     """Greedy, `room` tokens at most. A last message of the assistant is gone on with."""
     begun = messages[-1]["role"] == "assistant"
     extra = {"kv_policy": policy, "cache_salt": salt, "add_generation_prompt": not begun}
-    start, first, text, usage = time.perf_counter(), None, "", cast("Any", None)
+    model = (await client.models.list()).data[0].id
+    start = time.perf_counter()
     stream: Any = await client.chat.completions.create(
-        model=(await client.models.list()).data[0].id, messages=cast("Any", messages), max_completion_tokens=room,
+        model=model, messages=cast("Any", messages), max_completion_tokens=room,
         temperature=0, stream=True, stream_options={"include_usage": True},
         extra_body={**extra, "continue_final_message": begun},
     )  # fmt: skip
-    async for chunk in stream:
-        usage = chunk.usage or usage
-        piece = chunk.choices[0].delta.content if chunk.choices else None
-        if piece:
-            first = first or time.perf_counter() - start
-            text += piece
-    whole = time.perf_counter() - start
+    text, usage, first, whole = await streamed(stream, start)
     kept = (usage.model_extra or {}).get("kv_cache") or {}
     cached = usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details else 0
     return SharingAnswer(
         text,
-        first or whole,
+        first,
         whole,
         kept.get("resident_bytes", 0),
         kept.get("full_bytes", 0),

@@ -43,9 +43,9 @@ class Rounds:
         return not self.made or self.made[: len(others)] == others
 
     def begin_with(self, others: Sequence[Round]) -> None:
-        """The request starts from where these rounds of another one, or its own, have led."""
+        """The request starts from where these rounds of another one, or its own, have led; all are booked."""
         if not self.made:
-            self.made = [Round(each.logical, dict(each.keep), booked=True) for each in others]
+            self.made = list(others)
         self.decided = max(self.decided, others[-1].logical)
         self._repeated = len(others)
 

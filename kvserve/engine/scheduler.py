@@ -142,10 +142,6 @@ class _Compressing:
                     left[req_id] = prefix
         return left
 
-    def kv_drop_prefix(self, prefix_id: str) -> bool:
-        """Forget a compressed prefix; whether there was one."""
-        return self.kv_prefixes.drop(prefix_id)
-
     # -- a step --------------------------------------------------------------------------------------
 
     def _reserve_prefill_lookahead(self, request: Request, num_computed_tokens: int, num_new_tokens: int) -> int:

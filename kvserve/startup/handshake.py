@@ -22,7 +22,7 @@ def install() -> None:
     if hasattr(EngineCoreProc._make_ready_response, "kv_wrapped"):
         return
     EngineCoreProc._make_ready_response = _saying(EngineCoreProc._make_ready_response)
-    EngineCore.kv_drop_prefix = lambda self, prefix_id: self.scheduler.kv_drop_prefix(prefix_id)
+    EngineCore.kv_drop_prefix = lambda self, prefix_id: self.scheduler.kv_prefixes.drop(prefix_id)
     MPClient._apply_ready_response = _hearing(MPClient._apply_ready_response)
 
 
