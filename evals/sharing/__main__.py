@@ -8,6 +8,7 @@ import asyncio
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -59,7 +60,7 @@ class SharingSettings:
     def blocks(self, part: str) -> int:
         """Of the pool, one of which vLLM keeps for itself; a conversation has room enough."""
         tokens = self.copies * self.length if part == "document" else 2 * self.longest
-        return round(max(tokens, self.longest) / BLOCK) + 1
+        return ceil(max(tokens, self.longest) / BLOCK) + 1
 
 
 def parser() -> argparse.ArgumentParser:

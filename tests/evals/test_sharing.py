@@ -37,8 +37,8 @@ def test_sizes():
     settings, _ = sharing.chosen(["mini", "--policies", "keydiff", "--length", "1000", "--turns", "4", "--turn", "100"])
     assert settings.turn_budget == 100
     assert settings.longest == 1000 * 5 // 4 + 256
-    assert settings.blocks("document") == max(1500, 1506) // 32 + 1
-    assert settings.blocks("conversation") == 2 * 1506 // 32 + 1
+    assert settings.blocks("document") == -(-1506 // 32) + 1
+    assert settings.blocks("conversation") == -(-2 * 1506 // 32) + 1
 
 
 def test_every_needle_is_asked_for():
